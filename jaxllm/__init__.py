@@ -1,0 +1,31 @@
+"""Sharded LLM inference in JAX. `from jaxllm import LLM, SamplingParams`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxllm.llm import LLM
+    from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
+    from sharding.mesh import virtual_cpu_devices
+
+__version__ = "0.1.0"
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "virtual_cpu_devices",
+]
+
+_HOMES = {"LLM": "jaxllm.llm", "virtual_cpu_devices": "sharding.mesh"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: `checkpoints`, which jaxllm.llm imports, itself imports from this package.
+    if name not in __all__:
+        raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "jaxllm.requests")), name)

@@ -1,0 +1,17 @@
+"""What every test runs under: eight virtual CPU devices, and jax strict about shapes."""
+
+import os
+
+# jax reads its environment when it is imported. The laws are held on CPU devices, whatever else the machine has; set
+# JAX_PLATFORMS yourself to run them elsewhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The CUDA plugin is installed to compile for GPUs that are not there. Without this it looks for the CUDA libraries when
+# it is loaded, finds none, and prints an error.
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+# An array that broadcasts to a higher rank is written with its axes: `scale[None, None, :]`, not `scale`. Strict dtype
+# promotion cannot be asked for in the same way: jax.nn.dot_product_attention and optax rely on implicit promotion.
+jax.config.update("jax_numpy_rank_promotion", "raise")
