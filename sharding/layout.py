@@ -1,0 +1,105 @@
+"""A layout is a mesh shape and one table from logical axes to mesh axes.
+
+The mesh has two axes: `data` (rows of a batch) and `model` (heads, ffn, vocabulary). A parameter names its logical axes where it
+is declared; the table says where they go. In a gathered layout weights are *stored* split over `data` as well and *used* without
+that split, so XLA gathers each weight before its use. The collectives are XLA's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sharding.padding import round_up
+
+Axes = tuple[str | None, ...]
+
+# logical axis -> the mesh axis that splits it, in every layout
+SPLIT_OVER_MODEL = ("heads", "kv_heads", "ffn", "vocab")
+NAMES = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data, B over model)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where arrays live on `mesh`.
+
+    `gathered`: weights are stored split over `data`. `store_by_embed`: that split is taken on the embed axis, which divides;
+    otherwise heads, ffn and vocabulary are split over both mesh axes and padded to their product.
+    """
+
+    name: str
+    mesh: Mesh
+    gathered: bool
+    store_by_embed: bool
+
+    @property
+    def data(self) -> int:
+        return int(self.mesh.shape["data"])
+
+    @property
+    def model(self) -> int:
+        return int(self.mesh.shape["model"])
+
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return str(self.mesh.devices.flat[0].platform)
+
+    @property
+    def before_ampere(self) -> bool:
+        """Are these NVIDIA GPUs of a compute capability below 8, such as V100 or T4?"""
+        if self.platform != "gpu":
+            return False
+        capability = str(self.mesh.devices.flat[0].compute_capability)
+        return capability[:1].isdigit() and float(capability) < 8  # AMD's begin with letters
+
+    @property
+    def parts(self) -> int:
+        """What heads, ffn and vocabulary must divide by."""
+        return self.model * self.data if self.gathered and not self.store_by_embed else self.model
+
+    def spec(self, axes: Axes, *, stored: bool = False) -> PartitionSpec:
+        """The partition of an array with these logical axes; `stored` as a gathered weight rests in memory."""
+        return PartitionSpec(*(self._mesh_axes(axis, stored and self.gathered) for axis in axes))
+
+    def _mesh_axes(self, axis: str | None, stored: bool) -> Any:
+        if axis == "rows":
+            return "data"
+        if axis in SPLIT_OVER_MODEL:
+            return ("model", "data") if stored and not self.store_by_embed else "model"
+        if axis == "embed":
+            return "data" if stored and self.store_by_embed else None
+        return None
+
+    def sharding(self, axes: Axes, *, stored: bool = False) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(axes, stored=stored))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Tell XLA how `x` is laid out at this point of a jitted program."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+
+def parse(name: str, devices: int) -> tuple[int, int, bool]:
+    """`name` over so many devices -> (data, model, gathered). Raises ValueError naming the layouts there are."""
+    match = re.fullmatch(r"(replicated|gathered)-([1-9]\d*)x([1-9]\d*)", name)
+    if match:
+        data, model = int(match[2]), int(match[3])
+        if data * model != devices:
+            raise ValueError(f"layout {name!r} takes {data * model} devices, not {devices}; pass devices={data * model}")
+        return data, model, match[1] == "gathered"
+    shapes = {"tensor": (1, devices, False), "replicated": (devices, 1, False), "gathered": (devices, 1, True)}
+    if name not in shapes:
+        raise ValueError(f"unknown layout {name!r}; there are {NAMES}")
+    return shapes[name]
+
+
+def make_layout(name: str, devices: list[Any], embed: int) -> Layout:
+    """The layout `name` over `devices` for a model of hidden size `embed`."""
+    data, model, gathered = parse(name, len(devices))
+    mesh = Mesh(np.array(devices, dtype=object).reshape(data, model), ("data", "model"))
+    return Layout(name, mesh, gathered, store_by_embed=round_up(embed, data) == embed)
