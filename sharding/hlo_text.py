@@ -1,0 +1,121 @@
+"""XLA's HLO text, read into computations: what `sharding.hlo` draws its conclusions from.
+
+The text of an optimised module goes in; its instructions come out, grouped by computation. Layouts, shardings and
+backend configurations are read over. The operations: https://openxla.org/xla/operation_semantics.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+ASSIGNMENT = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
+OPCODE = re.compile(r" ([a-z][\w\-]*)(?=\()")
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+BITS = re.compile(r"(?:bf|[fsuc])(\d+)")
+REFERENCE = re.compile(r"%([\w.\-]+)")
+CALLEES = ("calls", "to_apply", "body", "condition", "true_computation", "false_computation", "branch_computations")
+CALLEE = re.compile(rf"\b(?:{'|'.join(CALLEES)})=(\{{[^}}]*\}}|%\S+)")
+SOURCE = re.compile(r'\bop_name="([^"]*)"')
+ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}")  # {output}: (parameter, {index in it}, may-alias)
+
+
+@dataclass(frozen=True)
+class Array:
+    """Type and shape as XLA writes them: `bf16[6656,4480]` has dtype "bf16" and shape (6656, 4480)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes without the layout's padding; 0 for a token."""
+        bits = 8 if self.dtype == "pred" else int(m[1]) if (m := BITS.match(self.dtype)) else 0
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of HLO, `name = results opcode(operands), ...`; `results` holds a tuple's arrays one after the other."""
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    parameter: int | None
+    callees: tuple[str, ...]
+    source: str  # the jax operation it comes from
+    is_root: bool
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclass(frozen=True)
+class Module:
+    """Computations by name, the one that starts the program, and the parameters of it whose memory the results take."""
+
+    computations: dict[str, Computation]
+    entry: str
+    aliased: tuple[int, ...]
+
+
+def parse(text: str) -> Module:
+    """Read an HLO module. Raises ValueError for text that is none."""
+    computations: dict[str, Computation] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if header := HEADER.match(line):
+            current = computations.setdefault(header["name"], {})
+            entry = header["name"] if header["entry"] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (assignment := ASSIGNMENT.match(line)):
+            current[assignment["name"]] = _instruction(assignment, line[assignment.end() :])
+    if entry is None:
+        raise ValueError(f"no HLO module with an ENTRY computation in the text that starts with {text[:40]!r}")
+    # The aliases precede the layout in a module's first line; further on, braces mean other things.
+    aliased = tuple(int(m[1]) for m in ALIAS.finditer(text.partition("entry_computation_layout")[0]))
+    return Module(computations, entry, aliased)
+
+
+def _instruction(assignment: re.Match[str], line: str) -> Instruction:
+    """`line` is what stands after `name = `."""
+    end = _closing(line) if line.startswith("(") else line.index(" ")
+    opcode = OPCODE.match(line, end)
+    if opcode is None:
+        raise ValueError(f"no opcode in the HLO instruction {assignment['name']} = {line[:80]}")
+    after = _closing(line, opcode.end())
+    inputs, attributes = line[opcode.end() + 1 : after - 1], line[after:]
+    source = SOURCE.search(attributes)
+    return Instruction(
+        name=assignment["name"],
+        opcode=opcode[1],
+        results=_arrays(line[:end]),
+        operands=tuple(REFERENCE.findall(inputs)),
+        parameter=int(inputs) if opcode[1] == "parameter" else None,
+        callees=tuple(name for m in CALLEE.finditer(attributes) for name in REFERENCE.findall(m[1])),
+        source=source[1].replace("\\'", "'") if source else "",
+        is_root=assignment["root"] is not None,
+    )
+
+
+def _closing(text: str, start: int = 0) -> int:
+    """The index after the bracket that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position + 1
+    raise ValueError(f"unbalanced brackets in the HLO text {text[start : start + 80]}")
+
+
+def _arrays(result: str) -> tuple[Array, ...]:
+    """`(f32[2,3]{1,0:T(8,128)}, s32[])` -> its two arrays. A dynamic size, `<=5`, counts as its bound."""
+    found = ((dtype, dims.replace("<=", "").split(",") if dims else []) for dtype, dims in ARRAY.findall(result))
+    return tuple(Array(dtype, tuple(map(int, dims))) for dtype, dims in found)

@@ -1,0 +1,95 @@
+"""GPUs to compile for on a machine that has none.
+
+The name of a GPU and a count go in; devices for a `Mesh` come out, which compile and do not run. XLA's CUDA compiler
+comes with jax's CUDA plugin and needs neither a GPU nor the CUDA libraries, only a description of the GPU: a
+GpuTargetConfigProto in text form, one file a GPU beside this module. XLA keeps more of them in its repository under
+`xla/tools/hlo_opt/gpu_specs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata, resources
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.stages import Compiled, Wrapped
+
+INSTALL = 'pip install "jaxllm[aot]"'
+CUDA = ("12", "13")
+
+
+def target_kinds() -> list[str]:
+    """The GPUs described here."""
+    names = (file.name for file in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".txtpb") for name in names if name.endswith(".txtpb"))
+
+
+def target_devices(kind: str, count: int) -> list[jax.Device]:
+    """`count` GPUs of one machine, described and not there. The process's own devices stay what they are.
+
+    Raises ValueError for an unknown kind or a count below one, and RuntimeError where the CUDA plugin is missing, or is
+    of another version than jaxlib.
+    """
+    if kind not in target_kinds():
+        raise ValueError(f"unknown GPU {kind!r}; there are {', '.join(target_kinds())}")
+    if count < 1:
+        raise ValueError(f"count is the number of GPUs to compile for, at least 1, not {count}")
+    cuda = _plugin()
+    config = resources.files(__name__).joinpath(f"{kind}.txtpb").read_text()
+    options: dict[str, Any] = {"platform": "cuda", "topology": f"1x1x{count}", "target_config": config}
+    with _no_gpu_needed():
+        try:
+            return list(topologies.get_topology_desc(**options).devices)
+        except NotImplementedError:
+            # jax has looked for plugins before, on its own account, and gave this one up for want of a GPU.
+            importlib.import_module(f"jax_plugins.xla_cuda{cuda}").initialize()
+            return list(topologies.get_topology_desc(**options).devices)
+
+
+def compile_for_cuda(jitted: Wrapped, *args: Any, **kwargs: Any) -> Compiled:
+    """Compile a function under `jax.jit` for the devices of its arguments, which are ShapeDtypeStructs with shardings.
+
+    Without a GPU there is nothing to time, so XLA takes the kernels that it holds best instead of measuring them.
+    """
+    lowered = jitted.trace(*args, **kwargs).lower(lowering_platforms=("cuda",))
+    return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
+
+
+def _plugin() -> str:
+    """The CUDA version that jax's plugin is for. Raises RuntimeError if there is no plugin that fits jaxlib."""
+    jaxlib = metadata.version("jaxlib")
+    found = {cuda: version for cuda in CUDA if (version := _version(f"jax-cuda{cuda}-plugin"))}
+    if not found:
+        raise RuntimeError(f"compiling for a GPU needs jax's CUDA plugin: {INSTALL}")
+    for cuda, version in found.items():
+        if version == jaxlib == _version(f"jax-cuda{cuda}-pjrt"):
+            return cuda
+    cuda, version = found.popitem()
+    raise RuntimeError(f"jax-cuda{cuda}-plugin {version} does not fit jaxlib {jaxlib}: {INSTALL} jax=={jaxlib}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _no_gpu_needed() -> Iterator[None]:
+    """Keep the CUDA plugin from asking for the CUDA libraries when jax loads it; no argument of jax's says so."""
+    name = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
