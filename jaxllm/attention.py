@@ -1,0 +1,84 @@
+"""Grouped-query attention over the KV cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm import cache as kv
+from jaxllm.batch import TokenBatch
+from jaxllm.cache import BLOCK, LayerCache
+from jaxllm.config import ModelConfig
+from jaxllm.layers import dot, linear, param
+from jaxllm.rope import rotate
+from sharding.layout import Layout
+from sharding.padding import PaddedHeads
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with N query heads in groups of G around each of K KV heads, all sizes padded."""
+
+    def __init__(self, config: ModelConfig, heads: PaddedHeads, layout: Layout, dtype: str):
+        n, k, h, d = heads.slots * heads.group, heads.slots, config.head_dim, config.hidden_size
+        self.layout = layout
+        self.query = param((d, n, h), ("embed", "heads", None), dtype)
+        self.key = param((d, k, h), ("embed", "kv_heads", None), dtype)
+        self.value = param((d, k, h), ("embed", "kv_heads", None), dtype)
+        self.out = param((n, h, d), ("heads", None, "embed"), dtype)
+        bias = config.attention_bias
+        self.query_bias = param((n, h), ("heads", None), dtype) if bias else None
+        self.key_bias = param((k, h), ("kv_heads", None), dtype) if bias else None
+        self.value_bias = param((k, h), ("kv_heads", None), dtype) if bias else None
+        self.out_bias = param((d,), (None,), dtype) if bias else None
+
+    def __call__(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache, batch: TokenBatch
+    ) -> tuple[jax.Array, LayerCache]:
+        """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it."""
+        q = rotate(self._project(x, self.query, self.query_bias), *angles).astype(x.dtype)
+        k = rotate(self._project(x, self.key, self.key_bias), *angles).astype(x.dtype)
+        v = self._project(x, self.value, self.value_bias).astype(x.dtype)
+        k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
+        cache = kv.write(cache, self.layout, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), batch)
+        y = attend(q, *kv.read(cache, self.layout, batch), batch.start).astype(x.dtype)
+        return linear(self.layout, y.reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
+
+    def _project(self, x: jax.Array, w: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+        """x [B, T, D] -> [B, T, heads, H] float32, rounded to the model's dtype as a linear layer of the reference is."""
+        y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
+        return y.reshape(*x.shape[:2], *w.shape[1:])
+
+
+def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
+    """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, H, S] and values [B, K, S, H].
+
+    Returns [B, T, N, H] float32.
+
+    Sums over S run block by block, and the blocks are added in order. A longer cache, which a neighbour in the batch may have
+    caused, then adds exact zeros at the end and leaves a row's bits alone.
+    """
+    b, t, n, h = q.shape
+    heads, s = values.shape[1:3]
+    blocks = s // BLOCK
+    # The cache may be wider than the model. One query reads it as it lies; many are worth narrowing it for.
+    dtype = keys.dtype if t == 1 else q.dtype
+    q, keys, values = q.astype(dtype), keys.astype(dtype), values.astype(dtype)
+    q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)  # b k g t h
+    scores = dot("bkgth,bkhs->bkgts", q, keys) * (h**-0.5)
+    position = start[:, None] + jnp.arange(t)[None, :]
+    visible = jnp.arange(s)[None, None, :] <= position[:, :, None]  # b t s
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    p = p.reshape(*p.shape[:-1], blocks, BLOCK)  # b k g t c s
+    total = _add_in_order([p[..., i, :].sum(axis=-1) for i in range(blocks)])
+    parts = dot("bkgtcs,bkcsh->cbkgth", p.astype(dtype), values.reshape(b, heads, blocks, BLOCK, h))
+    out = _add_in_order([parts[i] for i in range(blocks)]) / total[..., None]
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _add_in_order(terms: list[jax.Array]) -> jax.Array:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

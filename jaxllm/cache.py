@@ -1,0 +1,128 @@
+"""The KV cache: R rows of S positions, dense.
+
+    layer i:  keys   [R, K, H, S]   rows over `data`, KV heads over `model`
+              values [R, K, S, H]
+
+Each is the right operand of a plain matrix product as it lies: with keys as [S, H] XLA transposes the whole cache in every
+decode step on a CPU, and q k^T takes twice as long. On a CPU the cache is float32 whatever the model's dtype (it holds the same
+rounded numbers): XLA has no 16-bit update in place there and would convert all of it, twice, for every token.
+
+Attention sees `write` and `read` and nothing else of it. Both run under `shard_map`: each device touches its own rows and heads,
+no collective can appear, and the donated buffer is updated in place. R and S come from ladders; `resize` moves to a higher rung.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.batch import TokenBatch
+from jaxllm.config import ModelConfig
+from sharding.layout import Layout
+from sharding.padding import pad_heads
+
+AXES = ("rows", "kv_heads", None, None)
+BLOCK = 256  # S is a multiple of this; attention sums over blocks of it in a fixed order
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys [R, K, H, S] and values [R, K, S, H]: arrays, or their shapes."""
+
+    keys: Any
+    values: Any
+
+
+Cache = list[LayerCache]
+
+
+def cache_dtype(dtype: str, platform: str) -> str:
+    """What a model of `dtype` keeps its keys and values in."""
+    return "float32" if platform == "cpu" else dtype
+
+
+def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+    """Shapes and shardings of a cache of `rows` rows and `length` positions."""
+    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
+    r, k, h, sharding = rows, heads.slots, config.head_dim, layout.sharding(AXES)
+    keys = jax.ShapeDtypeStruct((r, k, h, length), jnp.dtype(dtype), sharding=sharding)
+    values = jax.ShapeDtypeStruct((r, k, length, h), jnp.dtype(dtype), sharding=sharding)
+    return [LayerCache(keys, values) for _ in range(config.num_layers)]
+
+
+def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+    """An empty cache on the devices."""
+    shapes = abstract(config, layout, rows, length, dtype)
+    return [LayerCache(_zeros(layer.keys), _zeros(layer.values)) for layer in shapes]
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)()
+
+
+def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:
+    """The same content with more rows or positions. The old cache is consumed, one array at a time.
+
+    A row keeps its index within its share of the `data` axis.
+    """
+    grown = []
+    while cache:
+        keys, values = cache.pop(0)
+        keys = _grow(keys, layout, (rows, *keys.shape[1:3], length))
+        values = _grow(values, layout, (rows, values.shape[1], length, values.shape[3]))
+        grown.append(LayerCache(jax.block_until_ready(keys), values))
+    return grown
+
+
+@partial(jax.jit, static_argnames=("layout", "shape"))
+def _grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    spec = layout.spec(AXES)
+
+    def local(x: jax.Array) -> jax.Array:
+        target = (shape[0] // layout.data, x.shape[1], *shape[2:])
+        return jnp.pad(x, [(0, new - now) for now, new in zip(x.shape, target, strict=True)])
+
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=spec, out_specs=spec)(old)
+
+
+def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch) -> LayerCache:
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong."""
+    where = (batch.start, batch.slots, batch.valid)
+    return LayerCache(_put(layout, cache.keys, keys, 3, where), _put(layout, cache.values, values, 2, where))
+
+
+Where = tuple[jax.Array, jax.Array | None, jax.Array | None]
+
+
+def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Where) -> jax.Array:
+    """`new` into `cache` at positions `where` along `axis`, on each device by itself."""
+    spec = layout.spec(AXES)
+
+    def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
+        start, slot, valid = where
+        if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache
+            return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, start)
+        at: list[Any] = [slot[0], 0, 0, 0]  # prefill: this device's one row goes to the cache row `slot`
+        at[axis] = start[0]
+        if valid is not None:
+            new = jnp.where(valid[0], new, jax.lax.dynamic_slice(cache, at, new.shape))
+        return jax.lax.dynamic_update_slice(cache, new, at)
+
+    specs = (spec, spec, jax.tree.map(lambda _: P("data"), where))
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=spec)(cache, new, where)
+
+
+def read(cache: LayerCache, layout: Layout, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, K, H, S] and values [B, K, S, H] of the batch's rows."""
+    if batch.slots is None:
+        return cache.keys, cache.values
+    spec = layout.spec(AXES)
+
+    def local(whole: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(whole, slot[0], 1, axis=0)
+
+    take = jax.shard_map(local, mesh=layout.mesh, in_specs=(spec, P("data")), out_specs=spec)
+    return take(cache.keys, batch.slots), take(cache.values, batch.slots)

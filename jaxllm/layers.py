@@ -1,0 +1,79 @@
+"""The decoder's small parts: parameter declarations, dot products, RMS norm.
+
+Parameters are declared with shape and logical axes and hold no values: a module is built abstract, split once, and its leaves are
+filled by a loader or with random numbers. Weights stand as [in, out]: in the checkpoint's order, [out, in], XLA's CPU compiler
+transposes every 16-bit weight in every call, and a gathered weight would be transposed on a GPU.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.config import ModelConfig
+from sharding.layout import Axes, Layout
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def param(shape: tuple[int, ...], axes: Axes, dtype: str) -> nnx.Param:
+    """Declare a parameter: its (padded) shape, one logical axis name or None for each dimension, its dtype."""
+    assert len(shape) == len(axes), (shape, axes)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), axes=axes)
+
+
+def weight(layout: Layout, parameter: nnx.Param) -> jax.Array:
+    """A parameter as the compute reads it: in a gathered layout this is where XLA gathers it."""
+    return layout.constrain(parameter[...], *parameter.get_metadata()["axes"])
+
+
+def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = None) -> jax.Array:
+    """x [B, T, I] through a weight whose dimensions multiply to [I, O] -> [B, T, O] float32."""
+    # Always as a matrix: given three dimensions, XLA transposes the weight in every step on a CPU.
+    matrix = weight(layout, w).reshape(x.shape[-1], -1)
+    y = dot("bti,io->bto", fill_rows(layout, x), matrix)[:, : x.shape[1]]
+    return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
+
+
+def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:
+    """x [B, T, I] with zeros added along T where its B * T rows are too few for a product with a weight to be fast."""
+    missing = _fewest_rows(layout, x.dtype) - x.shape[0] // layout.data * x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x
+
+
+def _fewest_rows(layout: Layout, dtype: jnp.dtype) -> int:
+    """4 on a CPU, where XLA multiplies a single 16-bit row ten times slower than four.
+
+    2 on GPUs before Ampere, which have no Triton kernels: for a single row XLA converts the whole weight to float32 there.
+    """
+    if dtype.itemsize > 2:
+        return 1
+    if layout.platform == "cpu":
+        return 4
+    return 2 if layout.before_ampere else 1
+
+
+def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """An einsum that accumulates and returns float32. Float32 inputs are never rounded to TF32."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32, precision=precision)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, config: ModelConfig, dtype: str):
+        self.scale = param((config.hidden_size,), (None,), dtype)
+        self.eps = config.norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        # Rounded before the scale, as the reference does: in 16 bits the order shows.
+        return jnp.expand_dims(self.scale[...], range(x.ndim - 1)) * y.astype(x.dtype)

@@ -1,0 +1,71 @@
+"""The promises of the layouts, read from programs compiled for GPUs that are not there: LLaMA-30B, one decode program."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import cache as kv
+from jaxllm.batch import DecodeBatch, SamplingBatch
+from jaxllm.config import PRESETS
+from jaxllm.steps import Steps
+from sharding.hlo import Program, analyse
+from sharding.layout import Layout, make_layout
+from sharding.targets import compile_for_cuda, target_devices
+
+CONFIG = PRESETS["llama-30b"]
+CONTEXT = 2048
+WEIGHT = 1 << 20  # bytes; the smallest weight matrix of a device is 88 MB
+
+
+def decode_program(kind: str, dtype: str, layout_name: str, rows: int) -> tuple[Program, Layout]:
+    try:
+        devices = target_devices(kind, 4)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    layout = make_layout(layout_name, devices, CONFIG.hidden_size)
+    steps = Steps(CONFIG, layout, dtype)
+
+    def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(("rows",) if x.ndim else ()))
+
+    ints = np.zeros(rows, np.int32)
+    sampling = SamplingBatch(ints, np.zeros((rows, 8), np.int32))
+    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, sampling, np.array(8, np.int32), np.array(False))
+    cache = kv.abstract(CONFIG, layout, rows, CONTEXT, dtype)
+    return analyse(compile_for_cuda(steps.decode, steps.abstract_params(), cache, jax.tree.map(abstract, batch))), layout
+
+
+def cache_bytes(layout: Layout, rows: int) -> int:
+    """Of keys and values in 16 bits on one device."""
+    return 2 * CONFIG.num_layers * (rows // layout.data) * (CONFIG.num_kv_heads // layout.model) * CONTEXT * CONFIG.head_dim * 2
+
+
+@pytest.mark.parametrize(("kind", "dtype", "rows"), [("h100", "bfloat16", 1), ("v100", "float16", 1), ("v100", "float16", 8)])
+def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> None:
+    program, layout = decode_program(kind, dtype, "tensor", rows)
+    assert program.count("all-reduce") == 2 * CONFIG.num_layers + 1
+    assert program.count("all-gather") <= 1
+    assert {c.kind for c in program.collectives} <= {"all-reduce", "all-gather"}
+    # The one all-gather is of the logits, not of a weight.
+    assert all(c.nbytes == rows * CONFIG.vocab_size * 4 for c in program.collectives if c.kind == "all-gather")
+    # With several rows cuBLAS, which V100 gets, wants the values in another order: once a call, not once a step.
+    once = rows > 1 and kind == "v100"
+    assert [copy for copy in program.large_copies(WEIGHT) if copy.in_loop or not once] == []
+    assert program.memory is not None
+    assert program.memory.alias == cache_bytes(layout, rows)
+    assert program.memory.temp < 200e6 + once * cache_bytes(layout, rows)
+    if kind == "v100":
+        assert program.memory.argument + program.memory.temp < 0.9 * 32e9
+
+
+def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
+    """Two by two: the model axis keeps the promise of `tensor`; over the data axis only the loop's conditions are reduced."""
+    program, layout = decode_program("h100", "bfloat16", "replicated-2x2", 4)
+    large = [c for c in program.collectives if c.nbytes > 64]
+    assert sum(c.kind == "all-reduce" for c in large) == 2 * CONFIG.num_layers + 1
+    assert sum(c.kind == "all-gather" for c in large) <= 1
+    assert program.large_copies(WEIGHT) == []
+    assert program.memory is not None
+    assert program.memory.alias == cache_bytes(layout, 4)
