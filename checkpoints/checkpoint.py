@@ -1,0 +1,96 @@
+"""A folder or a GGUF file, opened: config, names, weights to read, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from checkpoints.errors import CheckpointError
+from checkpoints.families import read_gguf, read_hf
+from checkpoints.families.hf_common import token_ids
+from checkpoints.gguf import GGUFSource
+from checkpoints.gguf_tokenizer import build_tokenizer
+from checkpoints.names import Rules
+from checkpoints.safetensors import SafetensorsSource
+from checkpoints.source import Source
+from jaxllm.config import ModelConfig
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; no weight has been read yet.
+
+    Attributes:
+      path: the folder or the `.gguf` file.
+      config: the architecture. `eos_token_ids` includes those of generation_config.json, after the config's own.
+      source: where weights are read from.
+      rules: how its tensors become parameters.
+      generation_defaults: what generation_config.json says of sampling, keys of `SAMPLING_KEYS` alone.
+    """
+
+    path: Path
+    config: ModelConfig
+    source: Source
+    rules: Rules
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer, chat template included; None when the checkpoint has none."""
+        if isinstance(self.source, GGUFSource):
+            return build_tokenizer(self.source.metadata, self.source.where)
+        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CheckpointError(f"{self.path}: its tokenizer cannot be loaded ({error}); fetch it again") from error
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a folder with config.json and safetensors, or a `.gguf` file. Raises CheckpointError."""
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a folder with {CONFIG} and safetensors, or a .gguf file")
+    source = GGUFSource(path)
+    config, rules = read_gguf(source)
+    return Checkpoint(path, config, source, rules)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if not (folder / CONFIG).exists():
+        files = [file.name for file in sorted(folder.glob("*.gguf"))]
+        remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
+        raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
+    values = _read_json(folder / CONFIG)
+    config, rules = read_hf(values, str(folder / CONFIG))
+    source = SafetensorsSource(folder)
+    if values.get("dtype") is None and values.get("torch_dtype") is None:
+        # As transformers does: the weights say what the config does not.
+        first = next(iter(source.tensors.values()))
+        config = replace(config, dtype=_DTYPES.get(first.dtype, "float32"))
+    generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
+    config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
+    defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
+    return Checkpoint(folder, config, source, rules, defaults)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fetch it again")
+    return values

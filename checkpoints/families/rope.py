@@ -1,0 +1,99 @@
+"""Rotary embedding parameters of a Hugging Face config, old form and new, resolved to numbers.
+
+The meaning of every field is that of transformers' `modeling_rope_utils.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from checkpoints.config_reader import ConfigReader
+from checkpoints.errors import CheckpointError
+from jaxllm.config import RopeConfig
+
+
+def read_rope(reader: ConfigReader, max_position: int, default_theta: float = 10000.0) -> RopeConfig:
+    """Take `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`, from a config."""
+    theta = reader.take("rope_theta", default_theta)
+    reader.default("partial_rotary_factor", 1.0)
+    # transformers lets a non-empty `rope_scaling` win over `rope_parameters`.
+    new = reader.optional("rope_parameters", dict)
+    scaling = reader.optional("rope_scaling", dict) or new or {}
+    rope = ConfigReader(scaling, f"{reader.where}: rope parameters")
+    kind = _kind(rope)
+    if kind in ("llama3", "yarn"):
+        original = rope.optional("original_max_position_embeddings", int) or max_position
+        # A field of this name beside the parameters overrides the one among them.
+        original = reader.optional("original_max_position_embeddings", int) or original
+    else:
+        original = max_position
+    theta = rope.take("rope_theta", theta)
+    rope.default("partial_rotary_factor", 1.0)
+    fields = _KINDS[kind](rope, max_position, original)
+    rope.finish()
+    return RopeConfig(theta=theta, original_max_position=original, **fields)
+
+
+def _kind(rope: ConfigReader) -> str:
+    old = rope.take("type", "default")
+    kind = rope.take("rope_type", old)
+    if kind not in _KINDS:
+        raise CheckpointError(f"{rope.where}: rope type {kind!r} is not supported; there are {', '.join(_KINDS)}")
+    return kind
+
+
+def _default(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    rope.default("factor", 1.0)
+    return {"kind": "default"}
+
+
+def _linear(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    return {"kind": "linear", "factor": rope.required("factor", float)}
+
+
+def _dynamic(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    # Whatever the config says of its original context, transformers stretches from `max_position_embeddings`.
+    rope.ignore("original_max_position_embeddings")
+    return {"kind": "dynamic", "factor": rope.required("factor", float)}
+
+
+def _llama3(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    return {
+        "kind": "llama3",
+        "factor": rope.required("factor", float),
+        "low_freq_factor": rope.required("low_freq_factor", float),
+        "high_freq_factor": rope.required("high_freq_factor", float),
+    }
+
+
+def _yarn(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    factor = rope.optional("factor", float) or max_position / original
+    mscale, mscale_all_dim = rope.optional("mscale", float), rope.optional("mscale_all_dim", float)
+    attention_factor = rope.optional("attention_factor", float)
+    if attention_factor is None:
+        attention_factor = _yarn_scale(factor, 1.0)
+        if mscale and mscale_all_dim:
+            attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all_dim)
+    return {
+        "kind": "yarn",
+        "factor": factor,
+        "attention_factor": attention_factor,
+        "beta_fast": rope.optional("beta_fast", float) or 32.0,
+        "beta_slow": rope.optional("beta_slow", float) or 1.0,
+        "truncate": rope.take("truncate", True),
+    }
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+_KINDS: dict[str, Callable[[ConfigReader, int, int], dict[str, Any]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,76 @@
+"""The decoder's parameters before they have values: names, axes, shapes, and which source index stands where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from jaxllm.config import ModelConfig
+from jaxllm.model import Decoder
+from sharding.layout import Axes, Layout
+from sharding.padding import pad_heads, pad_tail
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One leaf of the decoder.
+
+    Attributes:
+      path: where it is in the module, `blocks.3.attention.query`.
+      shape: padded.
+      axes: a logical axis name, or None, for each dimension.
+      indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.
+      sharding: how it rests on the devices.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: Axes
+    indices: tuple[np.ndarray | None, ...]
+    sharding: NamedSharding
+
+    @cached_property
+    def source_shape(self) -> tuple[int, ...]:
+        """Without padding and copies: what the checkpoint holds."""
+        pairs = zip(self.shape, self.indices, strict=True)
+        return tuple(size if index is None else int(index.max()) + 1 for size, index in pairs)
+
+
+def parameters(config: ModelConfig, layout: Layout, dtype: str) -> list[Parameter]:
+    """Every parameter of the decoder, in the order of `jax.tree.leaves` of its state."""
+    state = nnx.state(Decoder(config, layout, dtype), nnx.Param)
+    found = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    indices = padded_indices(config, layout)
+    return [_parameter(path, variable, layout, indices) for path, variable in found]
+
+
+def names_of_parameters(config: ModelConfig, layout: Layout, dtype: str) -> list[str]:
+    """Dotted paths in the order of the leaves."""
+    return [parameter.path for parameter in parameters(config, layout, dtype)]
+
+
+def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]:
+    """Logical axis -> the source index at each padded position, or PAD."""
+    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
+    return {
+        "heads": np.array(heads.query_index),
+        "kv_heads": np.array(heads.kv_index),
+        "ffn": np.array(pad_tail(config.intermediate_size, layout.parts)),
+        "vocab": np.array(pad_tail(config.vocab_size, layout.parts)),
+    }
+
+
+def _parameter(path: jax.tree_util.KeyPath, variable: nnx.Variable, layout: Layout, indices: dict[str, np.ndarray]) -> Parameter:
+    axes: Axes = variable.get_metadata()["axes"]
+    return Parameter(
+        path=jax.tree_util.keystr(path, simple=True, separator="."),
+        shape=variable.get_value().shape,
+        axes=axes,
+        indices=tuple(indices.get(axis) if axis else None for axis in axes),
+        sharding=layout.sharding(axes, stored=True),
+    )

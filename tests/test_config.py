@@ -1,0 +1,206 @@
+"""Published configs -> ModelConfig, and the refusal of whatever is not understood."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from checkpoints.config_reader import ConfigReader
+from checkpoints.errors import CheckpointError
+from checkpoints.families import read_hf
+from checkpoints.families.hf_common import NO_EFFECT, PRETRAINED_DEFAULTS
+from jaxllm.config import PRESETS, ModelConfig, RopeConfig
+from jaxllm.rope import inverse_frequencies
+
+SMALL: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+YARN: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 1024}
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.5},
+    {"rope_type": "dynamic", "factor": 3.0},
+    {"rope_type": "llama3", **LLAMA3},
+    {"rope_type": "yarn", **YARN},
+    {"rope_type": "yarn", **YARN, "attention_factor": 1.5, "beta_fast": 20.0, "beta_slow": 2.0, "truncate": False},
+    {"rope_type": "yarn", **YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
+    {"rope_type": "yarn", **YARN, "mscale": 0.7},
+    {"rope_type": "yarn", **YARN, "factor": None},
+    {"rope_type": "yarn", "factor": 4.0},
+]
+
+
+def read(**changes: Any) -> ModelConfig:
+    return read_hf(SMALL | changes, "config.json")[0]
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    ours, theirs = read_hf({"model_type": "llama"}, "config.json")[0], LlamaConfig()
+    assert ours == _translate(theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "dtype": "bfloat16"},
+        {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": [7, 8, 7]},
+    ],
+)
+def test_a_config_written_by_transformers_reads_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = LlamaConfig(**(SMALL | changes))
+    config.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert read_hf(values, "config.json")[0] == _translate(config)
+
+
+def _translate(config: LlamaConfig) -> ModelConfig:
+    """By hand, from the object transformers makes."""
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return ModelConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope=RopeConfig(theta=10000.0, original_max_position=config.max_position_embeddings),
+        tied_head=config.tie_word_embeddings,
+        attention_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        dtype=str(config.dtype or "float32").removeprefix("torch."),
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=tuple(dict.fromkeys(eos)),
+    )
+
+
+@pytest.mark.parametrize("form", ["new", "old", "older"])
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: ",".join(f"{k}={v}" for k, v in rope.items()))
+def test_rope_is_that_of_transformers(rope: dict[str, Any], form: str) -> None:
+    """Frequencies and attention factor, from transformers' own functions."""
+    pytest.importorskip("torch")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    changes: dict[str, Any] = {"rope_parameters": rope | {"rope_theta": 5e4}}
+    if form != "new":
+        key = "rope_type" if form == "old" else "type"
+        renamed = {key if name == "rope_type" else name: value for name, value in rope.items()}
+        changes = {"rope_theta": 5e4, "rope_scaling": renamed}
+    ours = read(**changes)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**SMALL, rope_parameters=rope | {"rope_theta": 5e4}))
+    assert ours.rope.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
+    np.testing.assert_allclose(inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy(), rtol=1e-6)
+
+
+def test_dynamic_stretches_from_max_position() -> None:
+    rope = read(rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 7}).rope
+    assert rope == RopeConfig(kind="dynamic", factor=2.0, original_max_position=4096)
+
+
+def test_original_context_beside_the_rope_parameters_wins() -> None:
+    assert read(rope_parameters={"rope_type": "llama3", **LLAMA3}, original_max_position_embeddings=512).rope == RopeConfig(
+        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=512
+    )
+
+
+def test_smollm2s_published_config_is_the_preset() -> None:
+    published = {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
+        "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+        "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None,
+        "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "transformers_version": "4.42.3",
+        "use_cache": True, "vocab_size": 49152,
+    }  # fmt: skip
+    ours, preset = read_hf(published, "config.json")[0], PRESETS["smollm2-135m"]
+    assert ours == _with_context(preset, 8192)
+
+
+def test_llama_30bs_published_config_is_the_preset() -> None:
+    published = {
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+        "hidden_size": 6656, "initializer_range": 0.02, "intermediate_size": 17920, "max_position_embeddings": 2048,
+        "max_sequence_length": 2048, "model_type": "llama", "num_attention_heads": 52, "num_hidden_layers": 60,
+        "pad_token_id": 0, "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "transformers_version": "4.28.0.dev0", "use_cache": True, "vocab_size": 32000,
+    }  # fmt: skip
+    assert read_hf(published, "config.json")[0] == PRESETS["llama-30b"]
+
+
+def _with_context(config: ModelConfig, length: int) -> ModelConfig:
+    """A reader states the trained context, which presets leave out for the default rope: it is not read there."""
+    from dataclasses import replace
+
+    return replace(config, rope=replace(config.rope, original_max_position=length))
+
+
+def test_every_common_key_is_accepted_at_its_default_and_refused_elsewhere() -> None:
+    assert read(**PRETRAINED_DEFAULTS, **{key: "anything" for key in NO_EFFECT if key != "model_type"}) == read()
+    for key, value in PRETRAINED_DEFAULTS.items():
+        other = (not value) if isinstance(value, bool) else 17
+        with pytest.raises(CheckpointError, match=f"config.json: `{key}` is {other}"):
+            read(**{key: other})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 128, "zzz": 1}, "unknown keys sliding_window, zzz"),
+        ({"vocab_size": "many"}, "`vocab_size` is 'many', which is not of type int"),
+        ({"hidden_size": True}, "`hidden_size` is True, which is not of type int"),
+        ({"rms_norm_eps": None}, "`rms_norm_eps` is missing"),
+        ({"num_attention_heads": 0}, "`num_attention_heads` is 0, which is not a size"),
+        ({"num_hidden_layers": -2}, "`num_hidden_layers` is -2, which is not a size"),
+        ({"num_key_value_heads": 4}, "config.json: 6 query heads cannot share 4 KV heads"),
+        ({"head_dim": 7}, "config.json: head size 7 is odd"),
+        ({"hidden_act": "relu2"}, "`hidden_act` 'relu2' is not supported; there are silu"),
+        ({"dtype": "int8"}, "`dtype` 'int8' is not supported"),
+        ({"eos_token_id": "</s>"}, "`eos_token_id` is '</s>', which is neither a token id nor a list"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"`quantization_config` \(gptq\) is not supported"),
+        ({"rope_interleaved": True}, "`rope_interleaved` is True, and only False is supported"),
+        ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope type 'longrope' is not supported; there are default, linear",
+        ),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope parameters: `factor` is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta_fast": 3}}, "unknown keys beta_fast"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is missing"),
+        ({"rope_scaling": [1]}, r"`rope_scaling` is \[1\], which is not of type dict"),
+        ({"model_type": "gpt9"}, "architecture 'gpt9' is not supported; there are: llama"),
+        ({"model_type": None}, "architecture None is not supported"),
+    ],
+)
+def test_bad_configs_are_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read(**changes)
+    assert str(caught.value).startswith("config.json") and "\n" not in str(caught.value)
+
+
+def test_a_bool_does_not_pass_for_a_number_that_equals_it() -> None:
+    reader = ConfigReader({"chunk": False}, "here")
+    with pytest.raises(CheckpointError, match="`chunk` is False, and only 0"):
+        reader.default("chunk", 0)
+
+
+def test_reading_a_config_leaves_it_as_it_was() -> None:
+    values = SMALL | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    before = json.dumps(values)
+    read_hf(values, "config.json")
+    assert json.dumps(values) == before

@@ -1,0 +1,166 @@
+"""Tiny random LLaMA checkpoints, and the logits that transformers and jaxllm give for the same tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.load import load
+from jaxllm import cache as kv
+from jaxllm.batch import TokenBatch
+from jaxllm.steps import Steps
+from sharding.layout import make_layout
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 33,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+
+
+class Row(NamedTuple):
+    """A prompt as the chunks it is prefilled in, and the tokens that are then decoded one by one, whatever was predicted."""
+
+    chunks: list[list[int]]
+    decoded: list[int]
+
+    @property
+    def prompt(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk]
+
+
+def random_row(seed: int, chunks: list[int], decoded: int, vocab: int) -> Row:
+    """Random tokens in chunks of these lengths."""
+    rng = np.random.default_rng(seed)
+    return Row([rng.integers(vocab, size=n).tolist() for n in chunks], rng.integers(vocab, size=decoded).tolist())
+
+
+def write(factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
+    """A folder as `LlamaForCausalLM.save_pretrained` writes it, once a session for each config.
+
+    Nothing is left at a value that could hide its absence: norms are not 1, biases not 0, and the matrices are large enough for
+    attention to be sharp and for logits to be a few units apart.
+    """
+    values = DEFAULTS | config
+    name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    folder = factory.getbasetemp() / f"tiny-{name}"
+    if not folder.exists():
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        random = torch.Generator().manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**values)).float()
+        with torch.no_grad():
+            for key, weight in model.named_parameters():
+                noise = torch.randn(weight.shape, generator=random)
+                if "norm" in key:
+                    weight.copy_(1 + 0.3 * noise)
+                elif weight.ndim == 1:
+                    weight.copy_(0.5 * noise)
+                elif "embed_tokens" in key:
+                    weight.copy_(noise / 2)
+                else:
+                    weight.copy_(noise * (2 if "q_proj" in key or "k_proj" in key else 1) / weight.shape[1] ** 0.5)
+        model.save_pretrained(folder)
+    return folder
+
+
+@cache
+def torch_model(path: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # A GGUF file is named twice: its folder and itself.
+    source: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **source).eval()
+
+
+_REFERENCES: dict[tuple[Path, str], np.ndarray] = {}
+
+
+def reference(path: Path, row: Row) -> np.ndarray:
+    """Logits [T, V] after every token of the row from transformers: the prompt in one piece, then token by token."""
+    import torch
+
+    key = (path, json.dumps([row.prompt, row.decoded]))
+    if key not in _REFERENCES:
+        model = torch_model(path)
+        # The one before may have left the frequencies of `dynamic` stretched to its own length.
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        past, parts = None, []
+        with torch.no_grad():
+            for piece in [row.prompt, *([token] for token in row.decoded)]:
+                out = model(torch.tensor([piece]), past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                parts.append(out.logits[0].numpy())
+        _REFERENCES[key] = np.concatenate(parts)
+    return _REFERENCES[key]
+
+
+class Run:
+    """A checkpoint on a layout, giving the logits after every token."""
+
+    def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = kv.BLOCK):
+        """`chunk` tokens a prefill call; `slots` cache rows of `length` positions for each part of the data axis."""
+        checkpoint = open_checkpoint(path)
+        self.config = checkpoint.config
+        self.layout = make_layout(layout, jax.devices()[:devices], self.config.hidden_size)
+        self.steps = Steps(self.config, self.layout, "float32")
+        self.leaves = load(checkpoint.source, checkpoint.rules, self.config, self.layout, "float32")
+        self.chunk, self.slots, self.length = chunk, slots, length
+        self.rows = self.layout.data * slots
+        self.forward = jax.jit(self._forward, donate_argnames="cache")
+
+    def logits(self, rows: list[Row]) -> list[np.ndarray]:
+        """[T, V] for each row. Rows of one part of the data axis follow each other; each is a cache row of its own."""
+        assert len(rows) == self.rows and len({len(row.decoded) for row in rows}) == 1
+        self.cache = kv.init(self.config, self.layout, self.rows, self.length, "float32")
+        found: list[list[np.ndarray]] = [[] for _ in rows]
+        for slot in range(self.slots):
+            at = range(slot, self.rows, self.slots)
+            for turn in range(max(len(rows[i].chunks) for i in at)):
+                for i, logits in zip(at, self._prefill([rows[i] for i in at], slot, turn), strict=True):
+                    if turn < len(rows[i].chunks):
+                        found[i].append(logits[: len(rows[i].chunks[turn])])
+        for turn in range(len(rows[0].decoded)):
+            start = np.array([len(row.prompt) + turn for row in rows], np.int32)
+            tokens = np.array([[row.decoded[turn]] for row in rows], np.int32)
+            for logits, new in zip(found, self._call(TokenBatch(tokens, start, start + 1)), strict=True):
+                logits.append(new)
+        return [np.concatenate(parts) for parts in found]
+
+    def _prefill(self, rows: list[Row], slot: int, turn: int) -> np.ndarray:
+        """Chunk `turn` of one row for each part of the data axis; nothing is written for rows that have no more."""
+        tokens = np.full((len(rows), self.chunk), self.config.vocab_size - 1, np.int32)
+        start = np.array([sum(len(chunk) for chunk in row.chunks[:turn]) for row in rows], np.int32)
+        valid = np.array([turn < len(row.chunks) for row in rows])
+        for i, row in enumerate(rows):
+            if valid[i]:
+                tokens[i, : len(row.chunks[turn])] = row.chunks[turn]
+        start[~valid] = 0  # over the row's first tokens, which must stay
+        lengths = np.array([len(row.prompt) for row in rows], np.int32)
+        return self._call(TokenBatch(tokens, start, lengths, np.full(len(rows), slot, np.int32), valid))
+
+    def _call(self, batch: TokenBatch) -> np.ndarray:
+        logits, self.cache = self.forward(self.leaves, self.cache, batch)
+        return np.asarray(logits)
+
+    def _forward(self, leaves: list[jax.Array], cache: kv.Cache, batch: TokenBatch) -> tuple[jax.Array, kv.Cache]:
+        model = self.steps.model(leaves)
+        hidden, cache = model(batch, cache)
+        b, t, d = hidden.shape
+        return model.logits(hidden.reshape(b * t, d)).reshape(b, t, -1), cache
