@@ -1,0 +1,25 @@
+"""The ladder of shapes that programs are compiled for. Plain Python."""
+
+from __future__ import annotations
+
+MIN_CHUNK, MAX_CHUNK = 16, 512
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def chunk_bucket(tokens: int) -> int:
+    """Length of the program that prefills so many tokens of a prompt."""
+    return min(max(power_of_two(tokens), MIN_CHUNK), MAX_CHUNK)
+
+
+def length_bucket(length: int, max_length: int, block: int) -> int:
+    """Positions of the cache for sequences up to `length`; `max_length` is a multiple of `block`, as every rung is."""
+    return min(power_of_two(max(length, block)), max_length)
+
+
+def row_bucket(rows: int, max_rows: int, data: int) -> int:
+    """Rows of the cache for so many slots; a multiple of the data axis, as `max_rows` is."""
+    return min(data * power_of_two(-(-rows // data)), max_rows)

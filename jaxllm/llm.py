@@ -1,0 +1,302 @@
+"""`LLM`: a model, its tokenizer and an engine behind one door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.hub import cache_dir, resolve
+from checkpoints.load import load
+from jaxllm.compiling import COUNTER, use_compilation_cache
+from jaxllm.config import ModelConfig
+from jaxllm.engine import Engine
+from jaxllm.plan import Plan, make_plan
+from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
+from jaxllm.scheduler import Sequence as EngineSequence
+from jaxllm.steps import MAX_STEPS
+from jaxllm.text import Detokenizer
+from sharding.layout import make_layout
+from sharding.mesh import pick_devices
+
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Messages = list[dict[str, Any]]
+
+STREAM_STEPS = 8  # tokens between two looks at the text
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a start tells whoever watches: each is called on the caller's thread or a loader's."""
+
+    say: Callable[[str], None] = lambda line: None
+    loaded: Callable[[int, int], None] = lambda done, total: None
+
+
+class LLM:
+    """Runs a Hugging Face LLM on the devices there are.
+
+    Args:
+      model: a folder (config.json and safetensors), a .gguf file, a hub id, or "smollm2-135m".
+      layout: "tensor", "gathered", "replicated", "gathered-AxB", "replicated-AxB", or "auto".
+      devices: how many, or which; None takes all.
+      dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, else what the checkpoint holds.
+      max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
+      max_num_seqs: most sequences at once; None: 64, as far as memory allows.
+      seed: of requests that name none.
+
+    Raises CheckpointError, DeviceError, DoesNotFitError or ValueError before anything is allocated.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        layout: str = "auto",
+        devices: int | Sequence[jax.Device] | None = None,
+        dtype: str | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ):
+        started = time.perf_counter()
+        progress = progress or Progress()
+        use_compilation_cache(cache_dir().parent / "compiled")
+        self.checkpoint = open_checkpoint(resolve(model, progress.say))
+        self.config: ModelConfig = self.checkpoint.config
+        self.seed = seed
+        self.plan = self._plan(layout, pick_devices(devices), dtype, max_model_len, max_num_seqs)
+        self.tokenizer = self.checkpoint.tokenizer()
+        params = load(
+            self.checkpoint.source, self.checkpoint.rules, self.config, self.plan.layout, self.plan.dtype, progress.loaded
+        )
+        jax.block_until_ready(params)
+        self.load_seconds = time.perf_counter() - started
+        self.engine = Engine(
+            self.config,
+            self.plan.layout,
+            self.plan.dtype,
+            params,
+            max_model_len=self.plan.max_model_len,
+            max_num_seqs=self.plan.max_num_seqs,
+            on_program=progress.say,
+        )
+        self._requests = 0
+        self._sequences = 0
+
+    def _plan(
+        self, layout: str, devices: list[jax.Device], dtype: str | None, max_model_len: int | None, max_num_seqs: int | None
+    ) -> Plan:
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: a number from 0 up")
+        for name, value in (("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if max_model_len and max_model_len > self.config.max_position:
+            raise ValueError(f"max_model_len={max_model_len} exceeds the model's context of {self.config.max_position} positions")
+        chosen = dtype or ("float32" if devices[0].platform == "cpu" else self.config.dtype)
+        name = "tensor" if layout == "auto" else layout
+        return make_plan(self.config, make_layout(name, devices, self.config.hidden_size), chosen, max_model_len, max_num_seqs)
+
+    # The doors
+
+    def generate(
+        self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete each prompt (a text, or token ids). Results come in the prompts' order; on Ctrl-C everything is dropped."""
+        texts = _as_list(prompts)
+        params = _per_prompt(sampling_params, len(texts))
+        requests = [self._request(*pair) for pair in zip(texts, params, strict=True)]
+        for _ in self._turns(requests, MAX_STEPS):
+            pass
+        return [request.output() for request in requests]
+
+    def chat(
+        self, messages: Messages | Sequence[Messages], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several: lists of {"role": ..., "content": ...}, set by the model's chat template."""
+        many = [messages] if messages and isinstance(messages[0], dict) else messages
+        return self.generate([self.chat_prompt(one) for one in many], sampling_params)  # type: ignore[arg-type]
+
+    def stream(self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None) -> Generator[str]:
+        """Complete one prompt, yielding pieces of text as they are settled. Leaving the loop early cancels the request."""
+        params = sampling_params or SamplingParams()
+        if params.n != 1:
+            raise RequestError(f"n={params.n}: a stream is one sample; use generate for more")
+        request = self._request(prompt, params)
+        if self.tokenizer is None:
+            raise RequestError(f"{self.checkpoint.path} has no tokenizer to stream text with; use generate with token ids")
+        return self._pieces(request)
+
+    def _pieces(self, request: _Request) -> Generator[str]:
+        sent = 0
+        with closing(self._turns([request], STREAM_STEPS)) as turns:
+            for _ in turns:
+                text = request.samples[0].settled
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+
+    def chat_prompt(self, messages: Messages) -> list[int]:
+        """The token ids of a conversation under the model's chat template, up to where the answer begins."""
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise RequestError(f"{self.checkpoint.path} has no chat template; use generate with a prompt of your own")
+        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    @property
+    def compiled(self) -> int:
+        """Programs compiled by this process, those found in the compilation cache left out."""
+        return COUNTER.misses
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling programs, or reading them from the compilation cache."""
+        return COUNTER.seconds
+
+    # Requests on their way
+
+    def _request(self, prompt: str | Sequence[int], params: SamplingParams) -> _Request:
+        text, ids = (prompt, self._encode(prompt)) if isinstance(prompt, str) else (None, [int(i) for i in prompt])
+        self._check(ids, params)
+        room = self.plan.max_model_len - len(ids)
+        number, self._requests = self._requests, self._requests + 1
+        own_ends = () if params.ignore_eos else self.config.eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*own_ends, *params.stop_token_ids)))
+        samples = []
+        for i in range(params.n):
+            sequence = EngineSequence(
+                self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, self._stream_seed(params, number, i)
+            )
+            self._sequences += 1
+            samples.append(_Sample(sequence, self.tokenizer))
+        return _Request(number, text, ids, samples)
+
+    def _stream_seed(self, params: SamplingParams, number: int, sample: int) -> int:
+        # The leading number keeps the two kinds apart: shorter entropy is filled up with zeros.
+        entropy = (0, params.seed, sample) if params.seed is not None else (1, self.seed, number, sample)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.tokenizer is None:
+            raise RequestError(f"{self.checkpoint.path} has no tokenizer; give token ids instead of text")
+        return list(self.tokenizer(prompt)["input_ids"])
+
+    def _check(self, ids: list[int], params: SamplingParams) -> None:
+        limit, vocab = self.plan.max_model_len, self.config.vocab_size
+        if not ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        if len(ids) >= limit:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and the context holds {limit} with the answer: shorten it, or raise "
+                f"max_model_len (the model's own limit is {self.config.max_position})"
+            )
+        for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+            outside = [t for t in tokens if not 0 <= t < vocab]
+            if outside:
+                raise RequestError(f"{name} holds token id {outside[0]}, outside the vocabulary of {vocab}")
+        if params.stops and self.tokenizer is None:
+            raise RequestError(f"{self.checkpoint.path} has no tokenizer to find stop strings with; use stop_token_ids")
+
+    def _turns(self, requests: list[_Request], steps: int) -> Generator[None]:
+        """Run the engine until the requests have ended, looking at their texts after each turn."""
+        unfinished = [sample for request in requests for sample in request.samples]
+        if any(s.sequence.params.stops for s in unfinished):
+            steps = min(steps, 2 * STREAM_STEPS)  # what is decoded past a stop string is wasted
+        now = 0 if steps == STREAM_STEPS else steps  # a stream shows its first token at once
+        try:
+            for sample in unfinished:
+                self.engine.scheduler.add(sample.sequence)
+            while unfinished:
+                self.engine.turn(now)
+                now = steps
+                for sample in unfinished:
+                    sample.update()  # all of them: another stream's turn may have run these too
+                unfinished = [s for s in unfinished if s.sequence.finish_reason is None]
+                yield
+        finally:
+            if unfinished:
+                for sample in unfinished:
+                    self.engine.scheduler.cancel(sample.sequence.id)
+                self.engine.drop_cancelled()
+
+
+class _Sample:
+    """A sequence of the engine and its text."""
+
+    def __init__(self, sequence: EngineSequence, tokenizer: Any):
+        self.sequence = sequence
+        self.tokenizer = tokenizer
+        params = sequence.params
+        self.text = (
+            None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, params.stops, params.skip_special_tokens)
+        )
+
+    def update(self) -> None:
+        """Decode the tokens that are new; a stop string ends the sequence at the token that completed it."""
+        sequence, text = self.sequence, self.text
+        if text is None:
+            return
+        ended_by_id = sequence.finish_reason == "stop"
+        while text.count < len(sequence.tokens) and text.stopped_by is None:
+            if ended_by_id and text.count == len(sequence.tokens) - 1:
+                text.count += 1  # the stop id itself is no text
+            elif text.push(sequence.tokens[text.count]):
+                del sequence.tokens[text.count :], sequence.logprobs[text.count :]
+                sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
+        if sequence.finish_reason is not None and text.finish():
+            sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
+
+    @property
+    def settled(self) -> str:
+        """The text that can be shown: all of it once the sequence has ended."""
+        assert self.text is not None
+        return self.text.settled if self.sequence.finish_reason is None else self.text.text
+
+    def output(self, index: int) -> CompletionOutput:
+        s = self.sequence
+        logprobs = None if s.params.logprobs is None else [self._named(choices) for choices in s.logprobs]
+        text = "" if self.text is None else self.text.text
+        return CompletionOutput(index, text, list(s.tokens), logprobs, s.finish_reason, s.stop_reason)
+
+    def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
+        if self.tokenizer is None:
+            return choices
+        return {token: replace(choice, decoded_token=self.tokenizer.decode([token])) for token, choice in choices.items()}
+
+
+@dataclass(frozen=True)
+class _Request:
+    id: int
+    prompt: str | None
+    ids: list[int]
+    samples: list[_Sample]
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(self.id, self.prompt, self.ids, [s.output(i) for i, s in enumerate(self.samples)])
+
+
+def _as_list(prompts: Prompts) -> list[Any]:
+    """One text, or one list of token ids, is a list of one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    many: list[Any] = list(prompts)
+    return [many] if many and not isinstance(many[0], str) and np.ndim(many[0]) == 0 else many
+
+
+def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} sampling_params for {count} prompts: give one, or one for each")
+    return list(params)

@@ -1,0 +1,51 @@
+"""Law 6: a warm start compiles nothing, and says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoint import write_tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import json, sys
+from jaxllm import LLM, SamplingParams, virtual_cpu_devices
+from jaxllm.compiling import COUNTER
+
+virtual_cpu_devices(2)
+llm = LLM(sys.argv[1], max_num_seqs=4)
+params = [SamplingParams(temperature=0, max_tokens=8), SamplingParams(seed=1, top_p=0.9, max_tokens=8, logprobs=1)]
+outputs = llm.generate([[3, 4, 5], [6] * 260], params)
+tokens = [o.outputs[0].token_ids for o in outputs]
+print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits, "seconds": COUNTER.seconds, "tokens": tokens}))
+"""
+
+
+def start(folder: Path, xdg: Path, **environment: str) -> dict[str, Any]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_ENABLE_COMP"))}
+    env |= {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], env=env, capture_output=True, text=True, cwd=xdg)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", max_position_embeddings=512)
+    cold = start(folder, tmp_path)
+    assert cold["misses"] > 4 and cold["seconds"] > 0
+    assert len(list((tmp_path / "jaxllm" / "compiled").glob("*-cache"))) == cold["misses"]
+    warm = start(folder, tmp_path)
+    assert warm["misses"] == 0
+    assert warm["hits"] >= cold["misses"]
+    assert warm["tokens"] == cold["tokens"]
+    # A folder that the user has chosen is kept to.
+    elsewhere = start(folder, tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
+    assert elsewhere["misses"] == cold["misses"] == len(list((tmp_path / "own").glob("*-cache")))

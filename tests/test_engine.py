@@ -1,0 +1,201 @@
+"""Law 3: among any neighbours a request gets, bit for bit, what it gets alone in as many rows. Nothing is compiled twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_checkpoint import write_tiny
+
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.load import load
+from jaxllm import engine as engine_module
+from jaxllm.engine import Engine
+from jaxllm.requests import SamplingParams
+from jaxllm.scheduler import Sequence
+from jaxllm.steps import MAX_STEPS
+from sharding.layout import make_layout
+
+SLOTS = 4
+LAYOUTS = [("tensor", 1), ("tensor", 4), ("replicated", 2), ("replicated-2x2", 4)]
+STOP = (5, 60)
+KINDS = [
+    SamplingParams(temperature=0, logprobs=2),
+    SamplingParams(temperature=0.9, logprobs=0),
+    SamplingParams(temperature=1.3, top_k=20, top_p=0.9, min_p=0.02, logprobs=3),
+    SamplingParams(temperature=0.8, repetition_penalty=1.3, logit_bias={7: 2.0, 8: -1.0}, min_tokens=4, logprobs=1),
+    SamplingParams(temperature=0),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, the turn in which it arrives and the turn before which it is cancelled, if it is."""
+
+    prompt: list[int]
+    params: SamplingParams
+    max_tokens: int
+    seed: int
+    stop_ids: tuple[int, ...] = STOP
+    arrival: int = 0
+    cancelled: int | None = None
+
+    def sequence(self, id: int) -> Sequence:
+        return Sequence(id, self.prompt, self.params, self.max_tokens, self.stop_ids, self.seed)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("engine")))
+
+
+@pytest.fixture(scope="module")
+def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
+    def make(name: str, devices: int, on_program: Callable[[str], None] = lambda line: None) -> Engine:
+        layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
+        params = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+        sizes = {"max_model_len": 700, "max_num_seqs": SLOTS}
+        return Engine(checkpoint.config, layout, "float32", params, on_program=on_program, **sizes)
+
+    return make
+
+
+def in_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone or not, the cache has all its rows."""
+    monkeypatch.setattr(engine_module, "row_bucket", lambda rows, max_rows, data: max_rows)
+
+
+def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:
+    """All the cases at once, each from its arrival on."""
+    sequences = [case.sequence(i) for i, case in enumerate(cases)]
+    turn = 0
+    while any(s.finish_reason is None for s in sequences):
+        for case, sequence in zip(cases, sequences, strict=True):
+            if case.arrival == turn:
+                engine.scheduler.add(sequence)
+            if case.cancelled == turn:
+                engine.scheduler.cancel(sequence.id)
+        engine.turn(steps())
+        turn += 1
+    engine.drop_cancelled()
+    assert not engine.scheduler.busy
+    return sequences
+
+
+def random_cases(rng: np.random.Generator, count: int, kinds: list[SamplingParams]) -> list[Case]:
+    """Short prompts, prompts of one long chunk, prompts of two chunks."""
+    cases = []
+    for i in range(count):
+        low, high = [(1, 17), (1, 17), (513, 528)][rng.integers(3)]
+        arrival = int(rng.integers(8))
+        cases.append(
+            Case(
+                prompt=rng.integers(97, size=rng.integers(low, high)).tolist(),
+                params=kinds[i % len(kinds)],
+                max_tokens=int(rng.integers(4, 40)),
+                seed=int(rng.integers(1 << 32)),
+                stop_ids=STOP if rng.random() < 0.7 else (),
+                arrival=arrival,
+                cancelled=arrival + int(rng.integers(1, 5)) if rng.random() < 0.2 else None,
+            )
+        )
+    return cases
+
+
+LONG = Case(list(range(10)), KINDS[1], max_tokens=300, seed=3, stop_ids=())  # grows past one block of the cache
+LEFT = Case(list(range(9)), KINDS[0], max_tokens=300, seed=3, stop_ids=(), cancelled=6)
+
+
+@pytest.mark.parametrize(("name", "devices"), LAYOUTS)
+def test_each_gets_what_it_gets_alone(
+    name: str, devices: int, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_as_many_rows(monkeypatch)
+    if devices > 1:
+        # A shard's products are small enough here to compile to other code, with other last bits, in a longer cache.
+        monkeypatch.setattr(engine_module, "length_bucket", lambda length, max_length, block: max_length)
+    engine, rng = make_engine(name, devices), np.random.default_rng(devices)
+    # Every kind is a program of its own: a few of them on several devices.
+    cases = [LONG, LEFT, *random_cases(rng, 16, KINDS if devices == 1 else KINDS[:2])]
+    together = run(engine, cases, lambda: int(rng.choice([1, 3, 8, MAX_STEPS])))
+    assert {s.finish_reason for s in together} == {"stop", "length", "cancelled"}
+    assert together[1].finish_reason == "cancelled" and together[1].tokens
+    for case, among in zip(cases, together, strict=True):
+        [alone] = run(engine, [replace(case, arrival=0, cancelled=None)])
+        whole = among.finish_reason != "cancelled"
+        n = len(alone.tokens) if whole else len(among.tokens)
+        assert among.tokens == alone.tokens[:n], case
+        assert among.logprobs == alone.logprobs[:n], case
+        assert not whole or (among.finish_reason, among.stop_reason) == (alone.finish_reason, alone.stop_reason)
+
+
+# In place, and compiled once
+
+
+def pointers(engine: Engine) -> list[int]:
+    arrays = [array for layer in engine.cache for array in layer]
+    return [shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards]
+
+
+@pytest.mark.parametrize(("name", "devices"), [("tensor", 1), ("tensor", 4)])
+def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(name, devices)
+    engine.scheduler.add(Case([1, 2, 3], KINDS[0], max_tokens=40, seed=0, stop_ids=()).sequence(0))
+    engine.turn(0)
+    for _ in range(2):
+        before, where = list(engine.cache), pointers(engine)
+        engine.turn(4)
+        assert all(array.is_deleted() for layer in before for array in layer)
+        assert pointers(engine) == where
+    before, where = list(engine.cache), pointers(engine)
+    engine.scheduler.cancel(0)
+    engine.scheduler.add(Case([4] * 16, KINDS[0], max_tokens=1, seed=0).sequence(1))
+    engine.turn(0)  # prefills another prompt into the same cache
+    assert all(array.is_deleted() for layer in before for array in layer)
+    assert pointers(engine) == where
+
+
+def programs_of(engine: Engine) -> int:
+    steps: Any = engine.steps
+    return int(steps.prefill._cache_size() + steps.decode._cache_size())
+
+
+def test_a_second_run_compiles_nothing(make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture) -> None:
+    announced: list[str] = []
+    engine = make_engine("tensor", 2, announced.append)
+    few = [Case([i] * n, KINDS[i % 2], 20, seed=i, arrival=i) for i, n in enumerate((3, 270, 9, 12, 15))]
+    first = run(engine, few, lambda: 5)
+    programs = programs_of(engine)
+    assert programs == len(announced) == len(engine.programs) > 3
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        second = run(engine, few, lambda: 5)
+    # The cache itself starts anew at each burst: what makes and grows it is not a step.
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(")]
+    assert [line for line in compiled if "jit(zeros)" not in line] == []
+    assert programs_of(engine) == programs == len(announced)
+    assert [(s.tokens, s.logprobs) for s in first] == [(s.tokens, s.logprobs) for s in second]
+
+
+def test_every_burst_sizes_the_cache_anew(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine("tensor", 1)
+    one = Case([1, 2], KINDS[0], 2, seed=0)
+    run(engine, [replace(one, prompt=[1] * 300)] * 3)
+    assert (engine.rows, engine.length) == (4, 512)
+    # The first ended by its caller, as one with a stop string is: its slot is still held when the next arrives.
+    stopped = replace(one, max_tokens=20).sequence(0)
+    engine.scheduler.add(stopped)
+    engine.turn(1)
+    assert (engine.rows, engine.length) == (1, 256)
+    stopped.finish_reason = "stop"
+    run(engine, [one])
+    assert (engine.rows, engine.length) == (1, 256)
+
+
+def test_a_prompt_of_a_full_context(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine("tensor", 1)
+    [one] = run(engine, [Case([1] * 699, KINDS[0], max_tokens=1, seed=0)])
+    assert len(one.tokens) == 1 and engine.length == 768

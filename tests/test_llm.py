@@ -1,0 +1,448 @@
+"""The Python API: what goes in, what comes out, how it ends, and the sentence that a mistake is answered with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_checkpoint import write_tiny, write_tokenizer
+
+from checkpoints.errors import CheckpointError
+from checkpoints.hub import resolve
+from jaxllm import LLM, RequestError, RequestOutput, SamplingParams
+from jaxllm import plan as plan_module
+from jaxllm.llm import Progress
+from jaxllm.plan import DoesNotFitError
+from sharding.mesh import DeviceError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+EOS = 257
+LETTERS = {ord(c): 12.0 for c in "abcde "}  # answers that read as text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": EOS}
+    return write_tokenizer(write_tiny(tmp_path_factory.mktemp("llm"), **sizes))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder without a tokenizer."""
+    return write_tiny(tmp_path_factory.mktemp("bare"), max_position_embeddings=64)
+
+
+def make(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"devices": 1, "max_num_seqs": 4} | options)
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> LLM:
+    return make(folder)
+
+
+@pytest.fixture
+def llm(shared: LLM) -> Iterator[LLM]:
+    """The one LLM of these tests, which each leaves idle."""
+    yield shared
+    shared.engine.drop_cancelled()
+    assert not shared.engine.scheduler.busy
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [sample.token_ids for output in outputs for sample in output.outputs]
+
+
+def text_params(**changes: Any) -> SamplingParams:
+    settings: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 40, "logit_bias": LETTERS}
+    return SamplingParams(**settings | changes)
+
+
+# What goes in
+
+
+def test_every_form_of_prompt(llm: LLM) -> None:
+    [one] = llm.generate("abc", GREEDY)
+    assert one.prompt == "abc" and one.prompt_token_ids == [97, 98, 99] and one.finished
+    several = llm.generate(["abc", "x"], GREEDY)
+    assert tokens(several) == [one.outputs[0].token_ids, several[1].outputs[0].token_ids]
+    [ids] = llm.generate([97, 98, 99], GREEDY)
+    assert ids.prompt is None and tokens([ids]) == tokens([one]) and ids.outputs[0].text == one.outputs[0].text
+    assert tokens(llm.generate([[97, 98, 99], [120]], GREEDY)) == tokens(several)
+    assert tokens(llm.generate(np.array([97, 98, 99]), GREEDY)) == tokens([one])  # type: ignore[arg-type]
+    assert tokens(llm.generate(["abc", [120]], GREEDY)) == tokens(several)  # type: ignore[arg-type]
+    assert llm.generate([], GREEDY) == []
+
+
+def test_text_is_the_tokens_decoded(llm: LLM) -> None:
+    for output in llm.generate(["abc", "xyz"], GREEDY):
+        [sample] = output.outputs
+        assert sample.text == llm.tokenizer.decode(sample.token_ids)
+        assert len(sample.token_ids) == 12 and sample.finish_reason == "length" and sample.logprobs is None
+
+
+def test_one_sampling_params_for_each_prompt(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=n) for n in (3, 5)]
+    assert [len(ids) for ids in tokens(llm.generate(["a", "b"], params))] == [3, 5]
+
+
+def test_more_prompts_than_slots(llm: LLM) -> None:
+    prompts = ["abcdefghi"[i:] for i in range(9)]
+    outputs = llm.generate(prompts, GREEDY)
+    assert [o.prompt for o in outputs] == prompts
+    ids = [o.request_id for o in outputs]
+    assert ids == list(range(ids[0], ids[0] + 9))
+    assert tokens(outputs) == [tokens(llm.generate(prompt, GREEDY))[0] for prompt in prompts]
+
+
+def test_a_chat_is_its_template(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    [answer] = llm.chat(messages, GREEDY)
+    assert llm.tokenizer.decode(answer.prompt_token_ids) == "user: hi\nassistant:"
+    assert tokens([answer]) == tokens(llm.generate("user: hi\nassistant:", GREEDY))
+    assert tokens(llm.chat([messages, messages], GREEDY)) == 2 * tokens([answer])
+
+
+# Samples and seeds
+
+
+def test_samples_differ_and_a_seed_repeats_them(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=11, max_tokens=12)
+    [output] = llm.generate("abc", params)
+    assert [sample.index for sample in output.outputs] == [0, 1, 2]
+    assert len({tuple(ids) for ids in tokens([output])}) == 3
+    assert tokens(llm.generate(["zz", "abc"], params)[1:]) == tokens([output])
+    assert tokens(llm.generate("abc", SamplingParams(seed=11, max_tokens=12))) == tokens([output])[:1]
+    assert tokens(llm.generate("abc", SamplingParams(n=3, seed=12, max_tokens=12))) != tokens([output])
+
+
+def test_without_a_seed_requests_differ_and_the_llms_seed_repeats_them(folder: Path) -> None:
+    params = SamplingParams(max_tokens=8)
+    runs = []
+    for seed in (0, 0, 1):
+        llm = make(folder, seed=seed)
+        runs.append(tokens(llm.generate(["abc", "abc"], params)) + tokens(llm.generate("abc", params)))
+    assert runs[0] == runs[1] != runs[2]
+    assert len({tuple(ids) for ids in runs[0]}) == 3
+
+
+def test_no_unseeded_request_shares_the_stream_of_a_seeded_one(llm: LLM) -> None:
+    seeded = {llm._stream_seed(SamplingParams(seed=a), 0, b) for a in range(20) for b in range(20)}
+    own = {llm._stream_seed(SamplingParams(), a, b) for a in range(20) for b in range(20)}
+    assert len(seeded) == len(own) == 400 and not seeded & own
+
+
+# Log-probabilities
+
+
+def test_logprobs_name_the_chosen_and_the_likeliest(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, seed=4, logprobs=3, max_tokens=10)
+    [sample] = llm.generate("abc", params)[0].outputs
+    assert sample.logprobs is not None and len(sample.logprobs) == 10
+    for token, choices in zip(sample.token_ids, sample.logprobs, strict=True):
+        chosen = choices[token]
+        assert sorted(c.rank for c in choices.values()) == sorted({1, 2, 3, chosen.rank})
+        ranked = sorted(choices.values(), key=lambda c: c.rank)
+        assert all(a.logprob >= b.logprob for a, b in itertools.pairwise(ranked)) and ranked[0].logprob <= 0
+        assert chosen.decoded_token == llm.tokenizer.decode([token])
+    total = sum(choices[token].logprob for token, choices in zip(sample.token_ids, sample.logprobs, strict=True))
+    assert sample.cumulative_logprob == total
+    [plain] = llm.generate("abc", SamplingParams(temperature=1.5, seed=4, logprobs=0, max_tokens=10))[0].outputs
+    assert plain.token_ids == sample.token_ids and plain.logprobs is not None
+    assert all(list(choices) == [token] for token, choices in zip(plain.token_ids, plain.logprobs, strict=True))
+
+
+# How it ends
+
+
+def test_an_end_of_sequence_id_ends_it(llm: LLM) -> None:
+    soon = {EOS: 100.0}
+    [ended] = llm.generate("abc", SamplingParams(temperature=0, logit_bias=soon))[0].outputs
+    assert (ended.token_ids, ended.text, ended.finish_reason, ended.stop_reason) == ([EOS], "", "stop", EOS)
+    [later] = llm.generate("abc", SamplingParams(temperature=0, logit_bias=soon, min_tokens=5))[0].outputs
+    assert len(later.token_ids) == 6 and later.token_ids[-1] == EOS and EOS not in later.token_ids[:-1]
+    [never] = llm.generate("abc", SamplingParams(temperature=0, logit_bias=soon, ignore_eos=True, max_tokens=4))[0].outputs
+    assert never.token_ids == [EOS] * 4 and never.finish_reason == "length"
+
+
+def test_a_stop_token_id_ends_it_and_is_no_text(llm: LLM) -> None:
+    [free] = llm.generate("abc", text_params())[0].outputs
+    stop = free.token_ids[7]
+    first = free.token_ids.index(stop)
+    [ended] = llm.generate("abc", text_params(stop_token_ids=[stop]))[0].outputs
+    assert ended.token_ids == free.token_ids[: first + 1] and ended.stop_reason == stop
+    assert ended.text == free.text[:first] and ended.finish_reason == "stop"
+
+
+def test_a_stop_string_ends_text_and_tokens_where_it_is_complete(llm: LLM) -> None:
+    [free] = llm.generate("abc", text_params(logprobs=0))[0].outputs
+    assert len(free.text) == 40
+    stop = free.text[21:24]
+    at = free.text.index(stop)
+    [ended] = llm.generate("abc", text_params(stop=["nowhere", stop], logprobs=0))[0].outputs
+    assert (ended.text, ended.finish_reason, ended.stop_reason) == (free.text[:at], "stop", stop)
+    assert ended.token_ids == free.token_ids[: at + 3]  # one token a letter
+    assert free.logprobs is not None and ended.logprobs is not None and len(ended.logprobs) == at + 3
+    assert "".join(llm.stream("abc", text_params(stop=stop))) == ended.text
+
+
+def test_the_context_bounds_the_answer(llm: LLM) -> None:
+    [full] = llm.generate([[7] * 200], SamplingParams(temperature=0, ignore_eos=True, max_tokens=None))[0].outputs
+    assert len(full.token_ids) == 56 and full.finish_reason == "length"
+    [last] = llm.generate([[7] * 255], SamplingParams(temperature=0, max_tokens=9))[0].outputs
+    assert len(last.token_ids) == 1
+
+
+# Streams
+
+
+@pytest.mark.parametrize("params", [GREEDY, text_params(), SamplingParams(seed=2, max_tokens=30)])
+def test_a_stream_is_the_text_in_pieces(llm: LLM, params: SamplingParams) -> None:
+    pieces = list(llm.stream("abc", params))
+    assert "".join(pieces) == llm.generate("abc", params)[0].outputs[0].text
+    assert len(pieces) > 1 and all(pieces)
+
+
+def test_a_stream_shows_its_first_token_at_once(llm: LLM) -> None:
+    assert len(next(llm.stream("abc", text_params()))) == 1
+
+
+def test_leaving_a_stream_cancels_it(llm: LLM) -> None:
+    for _ in llm.stream("abc", text_params(max_tokens=200)):
+        break
+    assert not llm.engine.scheduler.running
+    expected = tokens(llm.generate("abc", GREEDY))
+    stream = llm.stream("abc", text_params(max_tokens=200))
+    next(stream)
+    assert tokens(llm.generate("abc", GREEDY)) == expected  # beside it
+    assert llm.engine.scheduler.busy
+    stream.close()
+    assert not llm.engine.scheduler.running
+
+
+def test_streams_side_by_side_are_each_whole(llm: LLM) -> None:
+    """Whichever is asked for its next piece runs them all."""
+    params = [text_params(seed=i, max_tokens=30 + 10 * i) for i in range(6)]  # more than there are slots
+    expected = [llm.generate("abc", p)[0].outputs[0].text for p in params]
+    streams = [llm.stream("abc", p) for p in params]
+    found = [""] * 6
+    for pieces in itertools.zip_longest(*streams, fillvalue=""):
+        found = [text + piece for text, piece in zip(found, pieces, strict=True)]
+    assert found == expected
+
+
+# Interruptions
+
+
+def interrupt_after(llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """Ctrl-C comes once, while a step has consumed the cache and not yet given it back."""
+    step = getattr(llm.engine.steps, name)
+    count = itertools.count(1)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        result = step(*args, **options)
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(llm.engine.steps, name, interrupted)
+
+
+@pytest.mark.parametrize("step", ["prefill", "decode"])
+def test_after_ctrl_c_it_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    prompts = ["abc", "defg", "h", "ij", "k", "l"]
+    expected = tokens(llm.generate(prompts, GREEDY))
+    interrupt_after(llm, monkeypatch, step, 2)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=150, ignore_eos=True))
+    assert not llm.engine.scheduler.busy
+    assert tokens(llm.generate(prompts, GREEDY)) == expected
+
+
+def test_ctrl_c_beside_a_stream_ends_the_stream(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = llm.stream("abc", text_params(max_tokens=200))
+    first = next(stream)
+    interrupt_after(llm, monkeypatch, "decode", 1)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate("abc", GREEDY)
+    rest = "".join(stream)
+    assert llm.generate("abc", text_params())[0].outputs[0].text.startswith(first + rest)
+
+
+def test_ctrl_c_between_steps_keeps_the_stream_beside_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "".join(llm.stream("abc", text_params()))
+    stream = llm.stream("abc", text_params())
+    first = next(stream)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "turn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("xyz", GREEDY)
+    assert first + "".join(stream) == expected
+
+
+# Mistakes, each answered with a sentence
+
+
+BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "n=0: ask for at least 1 sample"),
+    ({"n": 2, "temperature": 0}, "greedy samples are all the same"),
+    ({"temperature": -1}, "temperature=-1: a finite number from 0 up"),
+    ({"temperature": float("nan")}, "temperature=nan"),
+    ({"temperature": float("inf")}, "temperature=inf"),
+    ({"top_p": 0}, r"top_p=0: it lies in \(0, 1\]"),
+    ({"top_p": 1.1}, "top_p=1.1"),
+    ({"top_k": -2}, "top_k=-2"),
+    ({"min_p": 1.5}, "min_p=1.5"),
+    ({"repetition_penalty": 0}, "repetition_penalty=0"),
+    ({"seed": -1}, "seed=-1"),
+    ({"max_tokens": 0}, "max_tokens=0: ask for at least 1"),
+    ({"min_tokens": -1}, "min_tokens=-1"),
+    ({"min_tokens": 17}, "min_tokens=17 exceeds max_tokens=16: raise the one or lower the other"),
+    ({"logprobs": 21}, "logprobs=21: from 0 to 20"),
+    ({"logit_bias": {3: float("nan")}}, "logit_bias"),
+    ({"stop": ["a", ""]}, "an empty stop string"),
+    ({"stop": ""}, "an empty stop string"),
+]
+
+
+@pytest.mark.parametrize(("params", "message"), BAD_PARAMS)
+def test_contradictory_params(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**params)
+
+
+BAD_REQUESTS: list[tuple[Any, SamplingParams | list[SamplingParams], str]] = [
+    ("", GREEDY, "the prompt is empty"),
+    ([[]], GREEDY, "the prompt is empty"),
+    ("a" * 256, GREEDY, "the prompt has 256 tokens and the context holds 256 with the answer: shorten it"),
+    ([[5, 258]], GREEDY, "prompt holds token id 258, outside the vocabulary of 258"),
+    ([[-1]], GREEDY, "prompt holds token id -1"),
+    ("a", SamplingParams(logit_bias={300: 1.0}), "logit_bias holds token id 300"),
+    ("a", SamplingParams(stop_token_ids=[999]), "stop_token_ids holds token id 999"),
+    (["a", "b", "c"], [GREEDY, GREEDY], "2 sampling_params for 3 prompts"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "params", "message"), BAD_REQUESTS)
+def test_requests_that_cannot_be_served(llm: LLM, prompt: Any, params: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.generate(prompt, params)
+    if not isinstance(params, list) and not (isinstance(prompt, list) and not prompt[0]):
+        with pytest.raises(RequestError, match=message):  # where it is called, before the first piece is asked for
+            llm.stream(prompt if isinstance(prompt, str) else prompt[0], params)
+    assert not llm.engine.scheduler.busy
+
+
+def test_one_bad_prompt_of_several_starts_nothing(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="empty"):
+        llm.generate(["good", ""], GREEDY)
+    assert not llm.engine.scheduler.busy
+
+
+def test_a_stream_is_one_sample(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="n=2: a stream is one sample; use generate"):
+        llm.stream("a", SamplingParams(n=2))
+
+
+def test_a_folder_without_a_tokenizer_takes_ids_alone(bare: Path) -> None:
+    llm = make(bare)
+    [output] = llm.generate([3, 4, 5], SamplingParams(temperature=0, logprobs=1))
+    assert len(output.outputs[0].token_ids) == 16 and output.outputs[0].text == ""
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("has no tokenizer; give token ids instead of text", lambda: llm.generate("text")),
+        ("has no tokenizer to stream text with; use generate", lambda: llm.stream([3, 4])),
+        ("no tokenizer to find stop strings with; use stop_token_ids", lambda: llm.generate([3], SamplingParams(stop="a"))),
+        ("has no chat template", lambda: llm.chat([{"role": "user", "content": "a"}])),
+    ]
+    for message, call in calls:
+        with pytest.raises(RequestError, match=message):
+            call()
+
+
+BAD_STARTS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"devices": 99}, DeviceError, r"99 devices asked for, 8 there \(cpu\): ask for 1 to 8, or call jaxllm.virtual_cpu_devices"),
+    ({"devices": 0}, DeviceError, "0 devices asked for"),
+    ({"devices": []}, DeviceError, "an empty list of devices"),
+    ({"layout": "diagonal"}, ValueError, "unknown layout 'diagonal'; there are tensor, replicated"),
+    ({"layout": "replicated-2x2", "devices": 3}, ValueError, "takes 4 devices, not 3"),
+    ({"dtype": "int3"}, ValueError, "dtype='int3' is not known; there are float32, bfloat16, float16"),
+    ({"max_model_len": 10_000}, ValueError, "max_model_len=10000 exceeds the model's context of 64"),
+    ({"max_model_len": 0}, ValueError, "max_model_len=0: it must be at least 1"),
+    ({"max_num_seqs": 0}, ValueError, "max_num_seqs=0"),
+    ({"seed": -3}, ValueError, "seed=-3"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_STARTS)
+def test_an_llm_that_cannot_start(bare: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(bare, **options)
+
+
+def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; give a folder"):
+        LLM(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "remedies"),
+    [
+        (10_000, {}, ["bfloat16", "more devices"]),
+        (10_000, {"layout": "replicated", "devices": 2}, ["layout='tensor' or 'gathered'"]),
+        (100_000, {"max_num_seqs": 64}, ["max_model_len below 64", "max_num_seqs below 64"]),
+    ],
+)
+def test_a_run_that_does_not_fit(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, memory: int, options: dict[str, Any], remedies: list[str]
+) -> None:
+    monkeypatch.setattr(plan_module, "device_memory", lambda device: memory)
+    live = len(jax.live_arrays())
+    with pytest.raises(DoesNotFitError, match=r"does not fit: layout .* GiB of weights and .* GiB of cache") as found:
+        make(bare, **options)
+    assert all(remedy in str(found.value) for remedy in remedies)
+    assert len(jax.live_arrays()) == live  # it said so before it took anything
+
+
+def test_what_is_left_open_is_filled_in_as_memory_allows(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for memory in (None, 1 << 40, 1_000_000):
+        monkeypatch.setattr(plan_module, "device_memory", lambda device, memory=memory: memory)
+        rows.append(LLM(bare, devices=1).plan.max_num_seqs)
+    assert rows[0] == rows[1] == 64 and 1 <= rows[2] < 64
+
+
+# A real model
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> LLM:
+    try:
+        path = resolve("smollm2-135m")
+    except CheckpointError as error:
+        pytest.skip(f"the SmolLM2 checkpoint cannot be fetched: {error}")
+    lines: list[str] = []
+    llm = LLM(path, devices=1, max_model_len=256, max_num_seqs=1, progress=Progress(say=lines.append))
+    llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0, max_tokens=2))
+    assert lines == ["prefill of 64 tokens, 256 positions", "decode of 1 rows, 256 positions"]
+    return llm
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_ends_and_streams(smollm2: LLM) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(temperature=0, max_tokens=24)
+    [answer] = smollm2.chat(messages, params)
+    assert "Paris" in answer.outputs[0].text
+    assert answer.outputs[0].finish_reason == "stop" and answer.outputs[0].stop_reason in smollm2.config.eos_token_ids
+    assert "".join(smollm2.stream(smollm2.chat_prompt(messages), params)) == answer.outputs[0].text
+    [stopped] = smollm2.chat(messages, SamplingParams(temperature=0, max_tokens=24, stop="Par"))
+    assert stopped.outputs[0].text == answer.outputs[0].text.split("Par")[0]
