@@ -1,0 +1,88 @@
+"""What a bench ran on, and the ceilings of that device, measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PACKAGES = ("jax", "jaxlib", "flax", "transformers", "torch")
+
+
+def describe() -> dict[str, Any]:
+    """Device, processor, versions and date of this run."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "devices": len(jax.devices()),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: v for name in PACKAGES if (v := _version(name))},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median time of `run` after one run to warm up; whatever arrays it returns are waited for."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, when one device copies an array that no cache holds."""
+    x = jnp.ones((1 << 26,), jnp.float32)
+    size = x.nbytes
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, or the time is that of finding fresh memory
+
+    def run() -> jax.Array:
+        nonlocal x
+        x = step(x)
+        return x
+
+    return 2 * size / median_seconds(run, 7)
+
+
+def matmul_rate(dtype: str) -> float:
+    """FLOPs a second of a square product on one device, large enough to be the ceiling."""
+    n = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    x = jnp.ones((n, n), dtype)
+    step = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+    return 2 * n**3 / median_seconds(lambda: step(x, x), 7)
+
+
+def report(result: dict[str, Any], save: Path | None) -> None:
+    """Print the result as one JSON line, the last of stdout, and keep it if a file is named."""
+    if save is not None:
+        save.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))

@@ -1,0 +1,36 @@
+"""The same work done by other programs, in the same process and run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Transformers:
+    """Hugging Face transformers with torch, greedy, with a KV cache and no more around the model than the loop needs."""
+
+    def __init__(self, path: Path, dtype: str):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch = torch
+        where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+        folder = path.parent if path.is_file() else path
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **where)
+        self.model = model.eval()
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+        """Prompts of one length -> seconds until every row has its first token, seconds for a token of every row after it."""
+        torch = self.torch
+        with torch.inference_mode():
+            start = time.perf_counter()
+            out = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+            first = time.perf_counter() - start
+            start = time.perf_counter()
+            for _ in range(new_tokens - 1):
+                out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
+                token = out.logits[:, -1].argmax(-1, keepdim=True)
+            step = (time.perf_counter() - start) / max(new_tokens - 1, 1)
+        return first, step
