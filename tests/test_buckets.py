@@ -17,7 +17,7 @@ def test_power_of_two_is_the_smallest(n: int) -> None:
 @given(st.integers(1, MAX_CHUNK))
 def test_a_chunk_fits_its_bucket(tokens: int) -> None:
     assert tokens <= chunk_bucket(tokens) <= max(2 * tokens - 1, MIN_CHUNK)
-    assert chunk_bucket(tokens) <= MAX_CHUNK
+    assert chunk_bucket(tokens) <= MAX_CHUNK == chunk_bucket(tokens + MAX_CHUNK)
 
 
 def test_few_programs() -> None:

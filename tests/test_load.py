@@ -99,13 +99,14 @@ def by_hand(parameter: Parameter, tensors: Tensors, config: ModelConfig) -> np.n
     elif module in norms:
         source = tensors[f"{layer}{norms[module]}.weight"]
     elif module == "attention":
-        source = tensors[f"{layer}self_attn.{letters[stem]}_proj.{kind}"]
+        # The checkpoint's weights stand as [out, in], ours as [in, out]; .T leaves a bias as it is.
+        source = tensors[f"{layer}self_attn.{letters[stem]}_proj.{kind}"].T
         if stem == "out" and kind == "weight":
-            source = source.reshape(source.shape[0], -1, config.head_dim)
+            source = source.reshape(-1, config.head_dim, source.shape[-1])
         elif stem != "out":
-            source = source.reshape(-1, config.head_dim, *source.shape[1:])
+            source = source.reshape(*source.shape[:-1], -1, config.head_dim)
     else:
-        source = tensors[f"{layer}mlp.{stem}_proj.{kind}"]
+        source = tensors[f"{layer}mlp.{stem}_proj.{kind}"].T
     for dim, index in enumerate(parameter.indices):
         if index is not None:
             rows = [np.take(source, i, dim) if i != PAD else np.zeros_like(np.take(source, 0, dim)) for i in index]
@@ -316,7 +317,8 @@ def test_random_copies_of_a_kv_head_are_equal() -> None:
     key = random_leaves(config, layout, "float32", 0)[
         names_of_parameters(config, layout, "float32").index("blocks.0.attention.key")
     ]
-    np.testing.assert_array_equal(key, np.broadcast_to(np.asarray(key)[:1], key.shape))
+    assert key.shape == (8, 4, 4)
+    np.testing.assert_array_equal(key, np.broadcast_to(np.asarray(key)[:, :1], key.shape))
 
 
 def test_a_wrong_header_is_a_checkpoint_error(tmp_path: Path) -> None:
