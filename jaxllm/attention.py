@@ -8,9 +8,9 @@ from flax import nnx
 
 from jaxllm import cache as kv
 from jaxllm.batch import TokenBatch
-from jaxllm.cache import BLOCK, LayerCache
+from jaxllm.cache import LayerCache
 from jaxllm.config import ModelConfig
-from jaxllm.layers import dot, linear, param
+from jaxllm.layers import add_in_order, dot, linear, param
 from jaxllm.rope import rotate
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads
@@ -51,34 +51,27 @@ class Attention(nnx.Module):
 
 
 def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
-    """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, H, S] and values [B, K, S, H].
+    """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H].
 
     Returns [B, T, N, H] float32.
 
-    Sums over S run block by block, and the blocks are added in order. A longer cache, which a neighbour in the batch may have
-    caused, then adds exact zeros at the end and leaves a row's bits alone.
+    Every block's products and sums are those of any other, and the blocks are added in order. A longer cache, which a neighbour
+    in the batch may have caused, then adds exact zeros at the end and leaves a row's bits alone.
     """
     b, t, n, h = q.shape
-    heads, s = values.shape[1:3]
-    blocks = s // BLOCK
+    _, k, c, size, _ = values.shape
     # The cache may be wider than the model. One query reads it as it lies; many are worth narrowing it for.
     dtype = keys.dtype if t == 1 else q.dtype
     q, keys, values = q.astype(dtype), keys.astype(dtype), values.astype(dtype)
-    q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)  # b k g t h
-    scores = dot("bkgth,bkhs->bkgts", q, keys) * (h**-0.5)
+    q = q.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)  # b k g t h
+    q = jnp.broadcast_to(q[:, :, None], (b, k, c, *q.shape[2:]))
+    scores = dot("bkcgth,bkchs->bkcgts", q, keys)
     position = start[:, None] + jnp.arange(t)[None, :]
-    visible = jnp.arange(s)[None, None, :] <= position[:, :, None]  # b t s
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    p = p.reshape(*p.shape[:-1], blocks, BLOCK)  # b k g t c s
-    total = _add_in_order([p[..., i, :].sum(axis=-1) for i in range(blocks)])
-    parts = dot("bkgtcs,bkcsh->cbkgth", p.astype(dtype), values.reshape(b, heads, blocks, BLOCK, h))
-    out = _add_in_order([parts[i] for i in range(blocks)]) / total[..., None]
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
-
-
-def _add_in_order(terms: list[jax.Array]) -> jax.Array:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    visible = jnp.arange(c * size).reshape(1, c, 1, size) <= position[:, None, :, None]  # b c t s
+    scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
+    # Scaled after the subtraction: a product before it may or may not be fused with it, to other bits.
+    p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * (h**-0.5))
+    # With blocks first in the result: in the order of the operands, XLA copies the values to another layout on a GPU.
+    out = dot("bkcgts,bkcsh->cbkgth", p.astype(dtype), values)
+    y = add_in_order(out, 0) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

@@ -1,14 +1,15 @@
-"""The KV cache: R rows of S positions, dense.
+"""The KV cache: R rows of C blocks of BLOCK positions, dense.
 
-    layer i:  keys   [R, K, H, S]   rows over `data`, KV heads over `model`
-              values [R, K, S, H]
+    layer i:  keys   [R, K, C, H, BLOCK]   rows over `data`, KV heads over `model`
+              values [R, K, C, BLOCK, H]
 
-Each is the right operand of a plain matrix product as it lies: with keys as [S, H] XLA transposes the whole cache in every
-decode step on a CPU, and q k^T takes twice as long. On a CPU the cache is float32 whatever the model's dtype (it holds the same
-rounded numbers): XLA has no 16-bit update in place there and would convert all of it, twice, for every token.
+Each is the right operand of a plain batched matrix product as it lies: with keys as [S, H] XLA transposes the whole cache in
+every decode step on a CPU. One block's product is the same code in a cache of any length, so a longer cache leaves a row's bits
+alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
+place there and would convert all of it, twice, for every token.
 
 Attention sees `write` and `read` and nothing else of it. Both run under `shard_map`: each device touches its own rows and heads,
-no collective can appear, and the donated buffer is updated in place. R and S come from ladders; `resize` moves to a higher rung.
+no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves to a higher rung.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from jaxllm.config import ModelConfig
 from sharding.layout import Layout
 from sharding.padding import pad_heads
 
-AXES = ("rows", "kv_heads", None, None)
-BLOCK = 256  # S is a multiple of this; attention sums over blocks of it in a fixed order
+AXES = ("rows", "kv_heads", None, None, None)
+BLOCK = 256  # positions
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys [R, K, H, S] and values [R, K, S, H]: arrays, or their shapes."""
+    """One layer's keys [R, K, C, H, BLOCK] and values [R, K, C, BLOCK, H]: arrays, or their shapes."""
 
     keys: Any
     values: Any
@@ -45,11 +46,11 @@ def cache_dtype(dtype: str, platform: str) -> str:
 
 
 def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
-    """Shapes and shardings of a cache of `rows` rows and `length` positions."""
+    """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
     heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
-    r, k, h, sharding = rows, heads.slots, config.head_dim, layout.sharding(AXES)
-    keys = jax.ShapeDtypeStruct((r, k, h, length), jnp.dtype(dtype), sharding=sharding)
-    values = jax.ShapeDtypeStruct((r, k, length, h), jnp.dtype(dtype), sharding=sharding)
+    blocks, h, sharding = (rows, heads.slots, length // BLOCK), config.head_dim, layout.sharding(AXES)
+    keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
+    values = jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding)
     return [LayerCache(keys, values) for _ in range(config.num_layers)]
 
 
@@ -71,8 +72,7 @@ def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:
     grown = []
     while cache:
         keys, values = cache.pop(0)
-        keys = _grow(keys, layout, (rows, *keys.shape[1:3], length))
-        values = _grow(values, layout, (rows, values.shape[1], length, values.shape[3]))
+        keys, values = (_grow(x, layout, (rows, x.shape[1], length // BLOCK, *x.shape[3:])) for x in (keys, values))
         grown.append(LayerCache(jax.block_until_ready(keys), values))
     return grown
 
@@ -89,24 +89,35 @@ def _grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
 
 
 def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch) -> LayerCache:
-    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong."""
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong.
+
+    A chunk of T tokens stands within one block or is whole blocks.
+    """
     where = (batch.start, batch.slots, batch.valid)
-    return LayerCache(_put(layout, cache.keys, keys, 3, where), _put(layout, cache.values, values, 2, where))
+    b, k, t, h = values.shape
+    blocks = -(-t // BLOCK)
+    keys = keys.reshape(b, k, h, blocks, -1).swapaxes(2, 3)
+    values = values.reshape(b, k, blocks, -1, h)
+    return LayerCache(_put(layout, cache.keys, keys, 4, where), _put(layout, cache.values, values, 3, where))
 
 
 Where = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
 def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Where) -> jax.Array:
-    """`new` into `cache` at positions `where` along `axis`, on each device by itself."""
+    """`new`, whose `axis` counts positions within a block, into `cache`, on each device by itself."""
     spec = layout.spec(AXES)
+
+    def place(position: jax.Array, row: Any = 0) -> list[Any]:
+        at = [row, 0, position // BLOCK, 0, 0]
+        at[axis] = position % BLOCK
+        return at
 
     def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
         start, slot, valid = where
         if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache
-            return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, start)
-        at: list[Any] = [slot[0], 0, 0, 0]  # prefill: this device's one row goes to the cache row `slot`
-        at[axis] = start[0]
+            return jax.vmap(lambda row, token, at: jax.lax.dynamic_update_slice(row, token, place(at)[1:]))(cache, new, start)
+        at = place(start[0], slot[0])  # prefill: this device's one row goes to the cache row `slot`
         if valid is not None:
             new = jnp.where(valid[0], new, jax.lax.dynamic_slice(cache, at, new.shape))
         return jax.lax.dynamic_update_slice(cache, new, at)
@@ -116,7 +127,7 @@ def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Whe
 
 
 def read(cache: LayerCache, layout: Layout, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-    """Keys [B, K, H, S] and values [B, K, S, H] of the batch's rows."""
+    """Keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H] of the batch's rows."""
     if batch.slots is None:
         return cache.keys, cache.values
     spec = layout.spec(AXES)

@@ -241,7 +241,8 @@ class Engine:
 
 
 def _shape(cache: kv.Cache) -> tuple[int, int]:
-    return cache[0].values.shape[0], cache[0].values.shape[2]
+    rows, _, blocks, *_ = cache[0].values.shape
+    return rows, blocks * kv.BLOCK
 
 
 def _top(sequences: list[Sequence]) -> int | None:

@@ -37,8 +37,30 @@ def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = 
     """x [B, T, I] through a weight whose dimensions multiply to [I, O] -> [B, T, O] float32."""
     # Always as a matrix: given three dimensions, XLA transposes the weight in every step on a CPU.
     matrix = weight(layout, w).reshape(x.shape[-1], -1)
-    y = dot("bti,io->bto", fill_rows(layout, x), matrix)[:, : x.shape[1]]
+    y = _product(layout, fill_rows(layout, x), matrix, w.get_metadata()["axes"][0])[:, : x.shape[1]]
     return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
+
+
+TERMS = 8
+
+
+def _product(layout: Layout, x: jax.Array, matrix: jax.Array, axis: str) -> jax.Array:
+    """x [B, T, I] times [I, O], whose inputs lie along the logical `axis` -> [B, T, O] float32."""
+    inputs = matrix.shape[0] // layout.model
+    if x.dtype != jnp.float32 or layout.platform != "cpu" or axis != "ffn" or inputs % TERMS:
+        return dot("bti,io->bto", x, matrix)
+    # XLA's CPU compiler adds such products one after another. In some models a few inputs are a thousand times larger than
+    # the others (Sun et al. 2024, massive activations), and all that is added after them is rounded to their precision. Eight
+    # shorter sums halve the error of SmolLM2's logits; few rows cost nothing more, for many this product takes twice as long.
+    shape = (layout.model, TERMS, inputs // TERMS)
+    y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
+    return add_in_order(y, 1).sum(axis=0)
+
+
+def add_in_order(x: jax.Array, axis: int) -> jax.Array:
+    """The sum over a short axis, term by term: in this order, and faster than XLA's own on a CPU."""
+    first, *rest = (jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
+    return sum(rest, start=first)
 
 
 def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:

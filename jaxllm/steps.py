@@ -39,6 +39,18 @@ class DecodeLoop(NamedTuple):
     stopped: jax.Array
 
 
+def compiler_options(layout: Layout) -> dict[str, Any]:
+    """What XLA is told beside the program."""
+    if layout.before_ampere:
+        # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
+        return {"xla_gpu_dot_merger_threshold_mb": 0}
+    if layout.platform == "cpu":
+        # Library kernels for products alone: given more, XLA takes them for a softmax of more than 4096 elements and not for a
+        # smaller one, and with another exp a row's bits depend on the length of the cache.
+        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    return {}
+
+
 class Steps:
     """The steps of one model on one layout."""
 
@@ -47,8 +59,7 @@ class Steps:
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.sharding(v.get_metadata()["axes"], stored=True) for _, v in nnx.to_flat_state(state)]
-        # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
-        options = {"xla_gpu_dot_merger_threshold_mb": 0} if layout.before_ampere else {}
+        options = compiler_options(layout)
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         self.prefill = jit(self._prefill)
         self.decode = jit(self._decode)

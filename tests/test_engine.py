@@ -115,9 +115,6 @@ def test_each_gets_what_it_gets_alone(
     name: str, devices: int, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_as_many_rows(monkeypatch)
-    if devices > 1:
-        # A shard's products are small enough here to compile to other code, with other last bits, in a longer cache.
-        monkeypatch.setattr(engine_module, "length_bucket", lambda length, max_length, block: max_length)
     engine, rng = make_engine(name, devices), np.random.default_rng(devices)
     # Every kind is a program of its own: a few of them on several devices.
     cases = [LONG, LEFT, *random_cases(rng, 16, KINDS if devices == 1 else KINDS[:2])]

@@ -16,7 +16,7 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load
 from jaxllm import cache as kv
 from jaxllm.batch import TokenBatch
-from jaxllm.steps import Steps
+from jaxllm.steps import Steps, compiler_options
 from sharding.layout import make_layout
 
 DEFAULTS: dict[str, Any] = {
@@ -123,7 +123,7 @@ class Run:
         self.leaves = load(checkpoint.source, checkpoint.rules, self.config, self.layout, "float32")
         self.chunk, self.slots, self.length = chunk, slots, length
         self.rows = self.layout.data * slots
-        self.forward = jax.jit(self._forward, donate_argnames="cache")
+        self.forward = jax.jit(self._forward, donate_argnames="cache", compiler_options=compiler_options(self.layout))
 
     def logits(self, rows: list[Row]) -> list[np.ndarray]:
         """[T, V] for each row. Rows of one part of the data axis follow each other; each is a cache row of its own."""
