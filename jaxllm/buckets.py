@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sharding.padding import round_up
+
 MIN_CHUNK, MAX_CHUNK = 16, 512
 
 
@@ -13,6 +15,11 @@ def power_of_two(n: int) -> int:
 def chunk_bucket(tokens: int) -> int:
     """Length of the program that prefills so many tokens of a prompt."""
     return min(max(power_of_two(tokens), MIN_CHUNK), MAX_CHUNK)
+
+
+def cache_length(max_model_len: int, block: int) -> int:
+    """Positions of the longest cache, such that the bucket of no chunk passes its end."""
+    return round_up(max_model_len, max(block, MAX_CHUNK // 2))
 
 
 def length_bucket(length: int, max_length: int, block: int) -> int:

@@ -14,7 +14,8 @@ no collective can appear, and the donated buffer is updated in place. R and C co
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from sharding.layout import Layout
 from sharding.padding import pad_heads
 
 AXES = ("rows", "kv_heads", None, None, None)
-BLOCK = 256  # positions
+BLOCK = 128  # positions
 
 
 class LayerCache(NamedTuple):
@@ -57,11 +58,13 @@ def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype:
 def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """An empty cache on the devices."""
     shapes = abstract(config, layout, rows, length, dtype)
-    return [LayerCache(_zeros(layer.keys), _zeros(layer.values)) for layer in shapes]
+    return [LayerCache(*(_zeros(x.shape, x.dtype, x.sharding)() for x in layer)) for layer in shapes]
 
 
-def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)()
+@lru_cache(maxsize=16)
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
+    # Kept: a new function would be traced anew for every array of every layer.
+    return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
 def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:

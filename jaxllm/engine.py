@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxllm import cache as kv
 from jaxllm.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
-from jaxllm.buckets import MAX_CHUNK, chunk_bucket, length_bucket, power_of_two, row_bucket
+from jaxllm.buckets import MAX_CHUNK, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
 from jaxllm.config import ModelConfig
 from jaxllm.requests import MAX_LOGPROBS, Logprob
 from jaxllm.scheduler import Scheduler, Sequence
@@ -44,7 +44,7 @@ class Engine:
         self.config, self.layout, self.params = config, layout, params
         self.steps = Steps(config, layout, dtype)
         self.max_rows = round_up(max_num_seqs, layout.data)
-        self.max_length = round_up(max_model_len, kv.BLOCK)
+        self.max_length = cache_length(max_model_len, kv.BLOCK)
         self.scheduler = Scheduler(max_num_seqs)
         self.cache: kv.Cache = []
         self.cache_dtype = kv.cache_dtype(dtype, layout.mesh.devices.flat[0].platform)

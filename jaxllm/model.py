@@ -61,6 +61,8 @@ class Decoder(nnx.Module):
         x = self._embed(jnp.asarray(batch.tokens))
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
         angles = rope_angles(self.config.rope, self.config.head_dim, positions, batch.lengths)
+        # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
+        angles = jax.lax.optimization_barrier(angles)
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
             x, layer = block(x, angles, layer, batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxllm import cache as kv
+from jaxllm.buckets import cache_length
 from jaxllm.config import ModelConfig
 from jaxllm.steps import Steps
 from sharding.layout import Layout
@@ -68,7 +69,7 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     """Bytes of keys and values on each device for `rows` sequences of `length` tokens."""
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
-    shapes = kv.abstract(config, layout, round_up(rows, layout.data), round_up(length, kv.BLOCK), kept)
+    shapes = kv.abstract(config, layout, round_up(rows, layout.data), cache_length(length, kv.BLOCK), kept)
     k = shapes[0].keys
     elements = 1
     for n in k.sharding.shard_shape(k.shape):

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.buckets import MAX_CHUNK, MIN_CHUNK, chunk_bucket, length_bucket, power_of_two, row_bucket
+from jaxllm.buckets import MAX_CHUNK, MIN_CHUNK, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
 
-BLOCK = 256
+BLOCK = 128
 
 
 @given(st.integers(1, 1 << 40))
@@ -22,7 +22,7 @@ def test_a_chunk_fits_its_bucket(tokens: int) -> None:
 
 def test_few_programs() -> None:
     assert {chunk_bucket(n) for n in range(1, MAX_CHUNK + 1)} == {16, 32, 64, 128, 256, 512}
-    assert {length_bucket(n, 20 * BLOCK, BLOCK) for n in range(1, 20 * BLOCK + 1)} == {256, 512, 1024, 2048, 4096, 5120}
+    assert {length_bucket(n, 20 * BLOCK, BLOCK) for n in range(1, 20 * BLOCK + 1)} == {128, 256, 512, 1024, 2048, 2560}
     assert {row_bucket(n, 12, 4) for n in range(1, 13)} == {4, 8, 12}
 
 
@@ -39,7 +39,7 @@ def test_a_length_bucket_holds_the_length_in_blocks(blocks: int, data: st.DataOb
 def test_no_chunk_of_any_prompt_passes_the_end_of_the_cache(max_model_len: int, data: st.DataObject) -> None:
     """A chunk is padded to its bucket: an update past the end would be shifted back over the tokens before it."""
     prompt = data.draw(st.integers(1, max_model_len))
-    max_length = -(-max_model_len // BLOCK) * BLOCK
+    max_length = cache_length(max_model_len, BLOCK)
     for start in range(0, prompt, MAX_CHUNK):
         size = chunk_bucket(min(prompt - start, MAX_CHUNK))
         assert start + size <= length_bucket(start + size, max_length, BLOCK)

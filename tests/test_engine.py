@@ -186,10 +186,10 @@ def test_every_burst_sizes_the_cache_anew(make_engine: Callable[..., Engine]) ->
     stopped = replace(one, max_tokens=20).sequence(0)
     engine.scheduler.add(stopped)
     engine.turn(1)
-    assert (engine.rows, engine.length) == (1, 256)
+    assert (engine.rows, engine.length) == (1, 128)
     stopped.finish_reason = "stop"
     run(engine, [one])
-    assert (engine.rows, engine.length) == (1, 256)
+    assert (engine.rows, engine.length) == (1, 128)
 
 
 def test_a_prompt_of_a_full_context(make_engine: Callable[..., Engine]) -> None:

@@ -432,7 +432,7 @@ def smollm2() -> LLM:
     lines: list[str] = []
     llm = LLM(path, devices=1, max_model_len=256, max_num_seqs=1, progress=Progress(say=lines.append))
     llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0, max_tokens=2))
-    assert lines == ["prefill of 64 tokens, 256 positions", "decode of 1 rows, 256 positions"]
+    assert lines == ["prefill of 64 tokens, 128 positions", "decode of 1 rows, 128 positions"]
     return llm
 
 
