@@ -18,6 +18,7 @@ from sharding.mesh import virtual_cpu_devices
 
 DEMO_MODEL = "smollm2-135m"
 DEMO_DEVICES = 4
+MEMORY_REMEDY = "try a smaller --max-model-len, --dtype bfloat16 or more devices"
 DEMO_PROMPT = "Why is the sky blue? Answer in three sentences."
 
 
@@ -31,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except (ValueError, OSError) as error:  # every error of ours is a ValueError with a sentence for the user
         print(f"jaxllm: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"jaxllm: a device ran out of memory ({str(error).splitlines()[0]}): {MEMORY_REMEDY}", file=sys.stderr)
         return 1
 
 
@@ -67,7 +73,7 @@ def _add_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
 
 
 def _load(args: argparse.Namespace) -> LLM:
-    if args.virtual_devices:
+    if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     with _progress() as progress:
         return LLM(

@@ -15,8 +15,10 @@ class DeviceError(ValueError):
 def virtual_cpu_devices(count: int) -> None:
     """Split the CPU into `count` devices, to run a layout without accelerators. Call before anything else touches jax.
 
-    Raises DeviceError when jax has already started with another number.
+    Raises DeviceError for fewer than one, and when jax has already started with another number.
     """
+    if count < 1:
+        raise DeviceError(f"{count} virtual devices: ask for at least 1")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
