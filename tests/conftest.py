@@ -1,6 +1,9 @@
 """What every test runs under: eight virtual CPU devices, and jax strict about shapes."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # jax reads its environment when it is imported. The laws are held on CPU devices, whatever else the machine has; set
 # JAX_PLATFORMS yourself to run them elsewhere.
@@ -9,7 +12,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # it is loaded, finds none, and prints an error.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
+# What an earlier run has compiled, by this version or another, has no part in this one's result.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxllm-compiled-")
+
 import jax
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 jax.config.update("jax_num_cpu_devices", 8)
 # An array that broadcasts to a higher rank is written with its axes: `scale[None, None, :]`, not `scale`. Strict dtype

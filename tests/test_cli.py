@@ -32,7 +32,8 @@ def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.P
     """A process of its own. `model` takes the place of the demo's."""
     program = "import sys; from jaxllm import cli; cli.DEMO_MODEL = sys.argv.pop(1) or cli.DEMO_MODEL; sys.exit(cli.main())"
     env = os.environ | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    env.pop("XLA_FLAGS", None)
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        env.pop(name, None)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program, str(model or ""), *arguments]
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
 
+from jaxllm.compiling import use_compilation_cache
 from sharding.hlo import Program, analyse
 from sharding.hlo_text import Array, parse
 from sharding.targets import compile_for_cuda, target_devices, target_kinds
@@ -259,3 +261,18 @@ def test_a_missing_or_foreign_plugin_is_named(monkeypatch: pytest.MonkeyPatch, v
     monkeypatch.setattr("sharding.targets.metadata.version", version)
     with pytest.raises(RuntimeError, match=message):
         target_devices("h100", 4)
+
+
+def test_programs_for_absent_gpus_stay_out_of_the_compilation_cache(tmp_path: Path) -> None:
+    # jax writes such a program to its cache and then cannot read it: every later compilation would warn.
+    use_compilation_cache(tmp_path)  # where conftest.py has not named a folder
+    target = Target(target_devices("h100", 4), compile_for_cuda)
+    x = target.array((8, 8))
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    for _ in range(2):
+        before = set(folder.iterdir())
+        target.program(lambda x: x @ x + 41, x)
+        assert set(folder.iterdir()) == before
+    # The cache works as before for devices that are there.
+    jax.jit(lambda x: x @ x + 41)(jnp.zeros((8, 8)))
+    assert len(set(folder.iterdir())) > len(before)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled, Wrapped
 
 INSTALL = 'pip install "jaxllm[aot]"'
@@ -57,7 +58,8 @@ def compile_for_cuda(jitted: Wrapped, *args: Any, **kwargs: Any) -> Compiled:
     Without a GPU there is nothing to time, so XLA takes the kernels that it holds best instead of measuring them.
     """
     lowered = jitted.trace(*args, **kwargs).lower(lowering_platforms=("cuda",))
-    return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
+    with _no_persistent_cache():
+        return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
 
 
 def _plugin() -> str:
@@ -78,6 +80,22 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@contextmanager
+def _no_persistent_cache() -> Iterator[None]:
+    """Keep jax's compilation cache out: it writes a program for devices that are not there and cannot read it back.
+
+    jax asks once a process whether the cache is on, so it is made to ask again, now and afterwards.
+    """
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 @contextmanager
