@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,24 @@ class Transformers:
         torch = self.torch
         with torch.inference_mode():
             start = time.perf_counter()
-            out = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+            cache = empty_cache(self.model)
+            out = self.model(torch.tensor(prompts), logits_to_keep=1, **cache)
             token = out.logits[:, -1].argmax(-1, keepdim=True)
             first = time.perf_counter() - start
             start = time.perf_counter()
             for _ in range(new_tokens - 1):
-                out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
+                out = self.model(token, **cache)
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
             step = (time.perf_counter() - start) / max(new_tokens - 1, 1)
         return first, step
+
+
+def empty_cache(model: Any) -> dict[str, Any]:
+    """Arguments for calls of a transformers model that go on from one another: a cache, which each call extends.
+
+    Since 5.24 transformers calls it `cache`, before that `past_key_values`.
+    """
+    from transformers import DynamicCache
+
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: DynamicCache(config=model.config), "use_cache": True}

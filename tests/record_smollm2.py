@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.peers import empty_cache
 from checkpoints.hub import resolve
 
 RECORD = Path(__file__).parent / "data" / "smollm2_greedy.json"
@@ -103,11 +104,10 @@ def greedy(model: Any, ids: list[int]) -> dict[str, Any]:
 
     tokens: list[int] = []
     top: dict[int, float] = {}
-    margin, past, new = float("inf"), None, ids
+    margin, cache, new = float("inf"), empty_cache(model), ids
     with torch.no_grad():
         while len(tokens) < NEW_TOKENS:
-            out = model(torch.tensor([new]), past_key_values=past, use_cache=True)
-            past, best = out.past_key_values, out.logits[0, -1].topk(TOP)
+            best = model(torch.tensor([new]), **cache).logits[0, -1].topk(TOP)
             values = best.values.tolist()
             top = top or {token: round(value, 5) for token, value in zip(best.indices.tolist(), values, strict=True)}
             margin = min(margin, values[0] - values[1])

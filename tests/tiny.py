@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from bench.peers import empty_cache
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load
 from jaxllm import cache as kv
@@ -101,12 +102,10 @@ def reference(path: Path, row: Row) -> np.ndarray:
         model = torch_model(path)
         # The one before may have left the frequencies of `dynamic` stretched to its own length.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-        past, parts = None, []
+        cache, parts = empty_cache(model), []
         with torch.no_grad():
             for piece in [row.prompt, *([token] for token in row.decoded)]:
-                out = model(torch.tensor([piece]), past_key_values=past, use_cache=True)
-                past = out.past_key_values
-                parts.append(out.logits[0].numpy())
+                parts.append(model(torch.tensor([piece]), **cache).logits[0].numpy())
         _REFERENCES[key] = np.concatenate(parts)
     return _REFERENCES[key]
 
