@@ -30,7 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.Popen[str]:
     """A process of its own. `model` takes the place of the demo's."""
-    program = "import sys; from jaxllm import cli; cli.DEMO_MODEL = sys.argv.pop(1) or cli.DEMO_MODEL; sys.exit(cli.main())"
+    # Whoever runs the tests in the background has SIGINT ignored, and a child inherits that.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxllm import cli; "
+    program += "cli.DEMO_MODEL = sys.argv.pop(1) or cli.DEMO_MODEL; sys.exit(cli.main())"
     env = os.environ | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         env.pop(name, None)
