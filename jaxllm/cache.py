@@ -8,8 +8,9 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
-Attention sees `write` and `read` and nothing else of it. Both run under `shard_map`: each device touches its own rows and heads,
-no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves to a higher rung.
+Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
+rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
+to a higher rung.
 """
 
 from __future__ import annotations
@@ -140,3 +141,21 @@ def read(cache: LayerCache, layout: Layout, batch: TokenBatch) -> tuple[jax.Arra
 
     take = jax.shard_map(local, mesh=layout.mesh, in_specs=(spec, P("data")), out_specs=spec)
     return take(cache.keys, batch.slots), take(cache.values, batch.slots)
+
+
+def read_block(cache: LayerCache, layout: Layout, batch: TokenBatch, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, K, H, BLOCK] and values [B, K, BLOCK, H] of one block of the batch's rows."""
+    spec, part = layout.spec(AXES), layout.spec(("rows", "kv_heads", None, None))
+
+    def local(whole: jax.Array, slots: jax.Array | None, block: jax.Array) -> jax.Array:
+        if slots is not None:
+            # Or XLA takes the only block of a short cache out of the loop, and fuses this with the write before it: that reads
+            # the cache from before the write, which is then copied whole.
+            slots, block = jax.lax.optimization_barrier((slots, block))
+            whole = jax.lax.dynamic_slice(whole, (slots[0], 0, block, 0, 0), (1, whole.shape[1], 1, *whole.shape[3:]))
+            return whole[:, :, 0]
+        return jax.lax.dynamic_index_in_dim(whole, block, 2, keepdims=False)
+
+    slots = None if batch.slots is None else P("data")
+    take = jax.shard_map(local, mesh=layout.mesh, in_specs=(spec, slots, P()), out_specs=part)
+    return take(cache.keys, batch.slots, block), take(cache.values, batch.slots, block)

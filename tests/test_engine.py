@@ -13,11 +13,14 @@ from tiny_checkpoint import write_tiny
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
+from jaxllm import cache as kv
 from jaxllm import engine as engine_module
+from jaxllm.batch import SamplingBatch, TokenBatch
 from jaxllm.engine import Engine
 from jaxllm.requests import SamplingParams
 from jaxllm.scheduler import Sequence
-from jaxllm.steps import MAX_STEPS
+from jaxllm.steps import MAX_STEPS, Steps
+from sharding.hlo import analyse
 from sharding.layout import make_layout
 
 SLOTS = 4
@@ -154,6 +157,24 @@ def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Cal
     engine.turn(0)  # prefills another prompt into the same cache
     assert all(array.is_deleted() for layer in before for array in layer)
     assert pointers(engine) == where
+
+
+@pytest.mark.parametrize("length", [128, 256])
+@pytest.mark.parametrize(
+    ("name", "devices", "dtype"), [("tensor", 1, "float32"), ("tensor", 3, "bfloat16"), ("replicated", 2, "float32")]
+)
+def test_prefill_copies_no_cache(name: str, devices: int, dtype: str, length: int, checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    layout = make_layout(name, jax.devices()[:devices], config.hidden_size)
+    steps, rows = Steps(config, layout, dtype), layout.data
+    cache = kv.abstract(config, layout, 8 * rows, length, "float32")
+    zeros = np.zeros(rows, np.int32)
+    batch = TokenBatch(np.zeros((rows, 32), np.int32), zeros, zeros, zeros, np.ones(rows, bool) if rows > 1 else None)
+    sampling = SamplingBatch(zeros, np.zeros((rows, 8), np.int32))
+    program = analyse(steps.prefill.lower(steps.abstract_params(), cache, batch, zeros, sampling).compile())
+    array = cache[0].keys.size * 4 // devices
+    assert program.aliased_bytes == 2 * config.num_layers * array
+    assert program.large_copies(array) == []
 
 
 def programs_of(engine: Engine) -> int:
