@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 from collections.abc import Sequence
 
@@ -32,12 +33,12 @@ def virtual_cpu_devices(count: int) -> None:
 def pick_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
     """All local devices, the first so many of them, or just those named."""
     if devices is None:
-        return jax.devices()
+        return _local_devices()
     if not isinstance(devices, int):
         if not devices:
             raise DeviceError("an empty list of devices: name at least one, or leave it out for all of them")
         return list(devices)
-    here = jax.devices()
+    here = _local_devices()
     if not 1 <= devices <= len(here):
         kind = here[0].device_kind
         remedy = f"ask for 1 to {len(here)}" if len(here) > 1 else "ask for 1"
@@ -45,6 +46,14 @@ def pick_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]
             remedy += f", or call jaxllm.virtual_cpu_devices({devices}) first (--virtual-devices on the command line)"
         raise DeviceError(f"{devices} devices asked for, {len(here)} there ({kind}): {remedy}")
     return here[:devices]
+
+
+def _local_devices() -> list[jax.Device]:
+    # The CUDA plugin may be there to compile for GPUs that are not. Where no NVIDIA driver is, it is kept from looking for
+    # one: it would print a traceback.
+    if ctypes.util.find_library("cuda") is None:
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    return jax.devices()
 
 
 def device_memory(device: jax.Device) -> int | None:
