@@ -26,6 +26,7 @@ def describe() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": len(jax.devices()),
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
@@ -34,11 +35,20 @@ def describe() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _instructions() -> list[str]:
+    """Of those that decide how fast a CPU multiplies matrices, what this one has."""
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpuinfo("flags").split()]
+
+
+def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _version(package: str) -> str | None:
@@ -46,6 +56,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, from the kernel's own record of it; Linux alone."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:
