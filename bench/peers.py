@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ class Transformers:
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
             step = (time.perf_counter() - start) / max(new_tokens - 1, 1)
         return first, step
+
+
+class LMEval:
+    """lm-eval's own `hf` model."""
+
+    def __init__(self, path: Path, dtype: str, batch_size: int, tokenizer: Any = None):
+        from lm_eval.models.huggingface import HFLM
+
+        where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+        folder = path.parent if path.is_file() else path
+        self.model = HFLM(str(folder), tokenizer=tokenizer, dtype=dtype, device="cpu", batch_size=batch_size, **where)
+
+    def score(self, texts: Sequence[tuple[str, str]], pairs: Sequence[Any]) -> float:
+        """Seconds for the log-likelihoods of pairs of token ids."""
+        requests = [(text, list(context), list(continuation)) for text, (context, continuation) in zip(texts, pairs, strict=True)]
+        start = time.perf_counter()
+        self.answers = self.model._loglikelihood_tokens(requests)
+        return time.perf_counter() - start
 
 
 def empty_cache(model: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from jaxllm.rope import rotate
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, LayerCache | None]]
+"""q [B, T, N, H], k and v [B, T, K, H] -> what each query reads, [B, T, N, H] float32; and the layer's cache, if there is one."""
 BlockReader = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Index of a block -> its keys [B, K, H, BLOCK] and values [B, K, BLOCK, H]."""
 
@@ -38,26 +40,31 @@ class Attention(nnx.Module):
         self.value_bias = param((k, h), ("kv_heads", None), dtype) if bias else None
         self.out_bias = param((d,), (None,), dtype) if bias else None
 
-    def __call__(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache, batch: TokenBatch
-    ) -> tuple[jax.Array, LayerCache]:
-        """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it."""
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, LayerCache | None]:
+        """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
         q = rotate(self._project(x, self.query, self.query_bias), *angles).astype(x.dtype)
         k = rotate(self._project(x, self.key, self.key_bias), *angles).astype(x.dtype)
         v = self._project(x, self.value, self.value_bias).astype(x.dtype)
-        k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
-        cache = kv.write(cache, self.layout, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), batch)
-        if x.shape[1] > 1 and self.layout.platform == "cpu":
-            y = attend_by_blocks(q, partial(kv.read_block, cache, self.layout, batch), batch.start)
-        else:
-            y = attend(q, *kv.read(cache, self.layout, batch), batch.start)
-        y = y.astype(x.dtype)
-        return linear(self.layout, y.reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
+        y, cache = attend(q, k, v)
+        return linear(self.layout, y.astype(x.dtype).reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
 
     def _project(self, x: jax.Array, w: nnx.Param, bias: nnx.Param | None) -> jax.Array:
         """x [B, T, D] -> [B, T, heads, H] float32, rounded to the model's dtype as a linear layer of the reference is."""
         y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
         return y.reshape(*x.shape[:2], *w.shape[1:])
+
+
+def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch) -> Attend:
+    """New tokens see those of their row that the cache holds, and each other causally."""
+
+    def over(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
+        keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
+        new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch)
+        if q.shape[1] > 1 and layout.platform == "cpu":
+            return attend_by_blocks(q, partial(kv.read_block, new, layout, batch), batch.start), new
+        return attend(q, *kv.read(new, layout, batch), batch.start), new
+
+    return over
 
 
 def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:

@@ -115,3 +115,32 @@ class Sampled(NamedTuple):
 
     token: Array
     logprobs: Logprobs | None
+
+
+class PackedBatch(NamedTuple):
+    """B rows of T tokens in packed trees (`jaxllm.trie`), and what is asked of them.
+
+    Attributes:
+      tokens, position, end: [B, T] int32.
+      first: [B, T / TILE + 1] int32 and
+      key_tiles: [B, n] int32: query tile i sees the key tiles `key_tiles[first[i] : first[i + 1]]` of its row.
+      scored: [B, P] int32, tokens of the row whose logits are asked for; P is a multiple of the head's chunk.
+      targets: [B, P, M] int32, ids whose log-probabilities are wanted there; past those that are, anything.
+      chunks: [] int32, how many chunks of the head hold scored tokens, in the row that has most.
+    """
+
+    tokens: Array
+    position: Array
+    end: Array
+    first: Array
+    key_tiles: Array
+    scored: Array
+    targets: Array
+    chunks: Array
+
+
+class Scored(NamedTuple):
+    """Log-probabilities [B, P, M] float32 of the targets, and whether each is the likeliest id, [B, P, M] bool."""
+
+    logprob: Array
+    greedy: Array

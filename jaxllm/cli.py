@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | demo`: the library from a shell."""
+"""`jaxllm generate | chat | score | demo`: the library from a shell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxllm import score_command
 from jaxllm.llm import LLM, Progress
 from jaxllm.requests import SamplingParams
 from sharding.layout import NAMES
@@ -50,19 +51,28 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("model", help="folder, .gguf file, hub id, or smollm2-135m")
     demo = commands.add_parser("demo", help="SmolLM2-135M on four devices", description="SmolLM2-135M on four devices.")
     for command, run, tokens in ((generate, _generate, 128), (chat, _chat, 512), (demo, _demo, 96)):
-        _add_options(command, tokens)
+        _add_place(command)
+        _add_sampling(command, tokens)
         command.set_defaults(run=run)
     demo.set_defaults(model=DEMO_MODEL)
+    score = commands.add_parser("score", help="accuracy on multiple choice", description="Accuracy on multiple-choice questions.")
+    score.add_argument("model", help="folder, .gguf file, hub id, or smollm2-135m")
+    score_command.add_options(score)
+    _add_place(score)
+    score.set_defaults(run=lambda args: score_command.run(args, _load))
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+def _add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it runs")
     where.add_argument("--layout", default="auto", help=f"auto, {NAMES}")
     where.add_argument("--devices", type=int, help="how many devices (default: all)")
     where.add_argument("--virtual-devices", type=int, metavar="N", help="split the CPU into N devices")
     where.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)")
     where.add_argument("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     how = parser.add_argument_group("how tokens are chosen")
     how.add_argument("--max-tokens", type=int, default=max_tokens)
     how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -72,7 +82,7 @@ def _add_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     how.add_argument("--stop", action="append", default=[], help="a string that ends the answer; may be given again")
 
 
-def _load(args: argparse.Namespace) -> LLM:
+def _load(args: argparse.Namespace, **options: Any) -> LLM:
     if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     with _progress() as progress:
@@ -83,6 +93,7 @@ def _load(args: argparse.Namespace) -> LLM:
             dtype=args.dtype,
             max_model_len=args.max_model_len,
             progress=progress,
+            **options,
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,17 +20,20 @@ from checkpoints.hub import cache_dir, resolve
 from checkpoints.load import load
 from jaxllm.compiling import COUNTER, use_compilation_cache
 from jaxllm.config import ModelConfig
+from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine
-from jaxllm.plan import Plan, make_plan
+from jaxllm.plan import Plan, plan_layout
 from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
 from jaxllm.scheduler import Sequence as EngineSequence
-from jaxllm.steps import MAX_STEPS
+from jaxllm.score import Packing, Score, Scorer, row_length
+from jaxllm.steps import MAX_STEPS, Steps
 from jaxllm.text import Detokenizer
-from sharding.layout import make_layout
 from sharding.mesh import pick_devices
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Messages = list[dict[str, Any]]
+ScoreRequest = tuple[str, Sequence[str]] | tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A context and its continuations."""
 
 STREAM_STEPS = 8  # tokens between two looks at the text
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,6 +58,9 @@ class LLM:
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       seed: of requests that name none.
+      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" takes "replicated" where a device holds the
+        model, else "gathered".
+      wait: until the weights are loaded; without it the first use does.
 
     Raises CheckpointError, DeviceError, DoesNotFitError or ValueError before anything is allocated.
     """
@@ -66,7 +75,9 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         seed: int = 0,
+        workload: Literal["generate", "score"] = "generate",
         progress: Progress | None = None,
+        wait: bool = True,
     ):
         started = time.perf_counter()
         progress = progress or Progress()
@@ -74,27 +85,51 @@ class LLM:
         self.checkpoint = open_checkpoint(resolve(model, progress.say))
         self.config: ModelConfig = self.checkpoint.config
         self.seed = seed
-        self.plan = self._plan(layout, pick_devices(devices), dtype, max_model_len, max_num_seqs)
+        self.plan = self._plan(layout, pick_devices(devices), dtype, max_model_len, max_num_seqs, workload)
         self.tokenizer = self.checkpoint.tokenizer()
-        params = load(
-            self.checkpoint.source, self.checkpoint.rules, self.config, self.plan.layout, self.plan.dtype, progress.loaded
-        )
-        jax.block_until_ready(params)
-        self.load_seconds = time.perf_counter() - started
-        self.engine = Engine(
-            self.config,
-            self.plan.layout,
-            self.plan.dtype,
-            params,
-            max_model_len=self.plan.max_model_len,
-            max_num_seqs=self.plan.max_num_seqs,
-            on_program=progress.say,
-        )
+        self.max_score_len = max_model_len or self.config.max_position  # scoring needs no cache that could limit it
+        self._progress = progress
         self._requests = 0
         self._sequences = 0
+        self._params: Future[list[jax.Array]] = Future()
+        if wait:
+            self._load(started)
+            self._params.result()
+        else:
+            threading.Thread(target=self._load, args=(started,), daemon=True).start()
+
+    def _load(self, started: float) -> None:
+        try:
+            checkpoint, plan = self.checkpoint, self.plan
+            params = load(checkpoint.source, checkpoint.rules, self.config, plan.layout, plan.dtype, self._progress.loaded)
+            jax.block_until_ready(params)
+        except BaseException as error:
+            self._params.set_exception(error)
+            return
+        self.load_seconds = time.perf_counter() - started
+        self._params.set_result(params)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What generates."""
+        plan = self.plan
+        sizes = {"max_model_len": plan.max_model_len, "max_num_seqs": plan.max_num_seqs}
+        return Engine(self.config, plan.layout, plan.dtype, self._params.result(), on_program=self._progress.say, **sizes)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores token ids."""
+        layout = self.plan.layout
+        return Scorer(Steps(self.config, layout, self.plan.dtype), self._params.result, row_length(layout.platform))
 
     def _plan(
-        self, layout: str, devices: list[jax.Device], dtype: str | None, max_model_len: int | None, max_num_seqs: int | None
+        self,
+        layout: str,
+        devices: list[jax.Device],
+        dtype: str | None,
+        max_model_len: int | None,
+        max_num_seqs: int | None,
+        workload: str,
     ) -> Plan:
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
@@ -106,8 +141,7 @@ class LLM:
         if max_model_len and max_model_len > self.config.max_position:
             raise ValueError(f"max_model_len={max_model_len} exceeds the model's context of {self.config.max_position} positions")
         chosen = dtype or ("float32" if devices[0].platform == "cpu" else self.config.dtype)
-        name = "tensor" if layout == "auto" else layout
-        return make_plan(self.config, make_layout(name, devices, self.config.hidden_size), chosen, max_model_len, max_num_seqs)
+        return plan_layout(layout, self.config, devices, chosen, max_model_len, max_num_seqs, workload)
 
     # The doors
 
@@ -147,6 +181,42 @@ class LLM:
                 if len(text) > sent:
                     yield text[sent:]
                     sent = len(text)
+
+    def score(
+        self, requests: Sequence[ScoreRequest], *, truncate: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Score]]:
+        """Log-probabilities of each request's continuations, in the requests' order.
+
+        A request is a context and its continuations, all of them texts, split as lm-eval splits them, or all of them token ids,
+        taken as they are. What requests have in common runs once, and the scores are those of running each alone.
+
+        Args:
+          truncate: cut contexts that exceed the model's from the left, as lm-eval does, instead of refusing them.
+          progress: called with (continuations scored, continuations in all).
+        """
+        packing = self.pack(requests, truncate=truncate)
+        scores: list[Score | None] = [None] * len(packing.pairs)
+        for done, (i, score) in enumerate(self.scorer.run(packing), start=1):
+            scores[i] = score
+            if progress is not None:
+                progress(done, len(scores))
+        flat = iter(scores)
+        return [[score for _, score in zip(continuations, flat, strict=False) if score] for _, continuations in requests]
+
+    def pack(self, requests: Sequence[ScoreRequest], *, truncate: bool = False) -> Packing:
+        """What `score` would run for these requests; the pairs are their continuations in order."""
+        flat = [(context, continuation) for context, continuations in requests for continuation in continuations]
+        texts = [pair for pair in flat if isinstance(pair[0], str)]
+        encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
+        pairs = [next(encoded) if isinstance(pair[0], str) else pair for pair in flat]
+        return self.scorer.plan(fit(pairs, self.max_score_len, self.config.vocab_size, truncate))  # type: ignore[arg-type]
+
+    @cached_property
+    def pair_encoder(self) -> PairEncoder:
+        """How `score` encodes texts."""
+        if self.tokenizer is None:
+            raise RequestError(f"{self.checkpoint.path} has no tokenizer; give token ids instead of text")
+        return PairEncoder.of(self.tokenizer)
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """The token ids of a conversation under the model's chat template, up to where the answer begins."""
@@ -193,7 +263,7 @@ class LLM:
         return list(self.tokenizer(prompt)["input_ids"])
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
-        limit, vocab = self.plan.max_model_len, self.config.vocab_size
+        limit = self.plan.max_model_len
         if not ids:
             raise RequestError("the prompt is empty: give at least one token")
         if len(ids) >= limit:
@@ -202,9 +272,7 @@ class LLM:
                 f"max_model_len (the model's own limit is {self.config.max_position})"
             )
         for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
-            outside = [t for t in tokens if not 0 <= t < vocab]
-            if outside:
-                raise RequestError(f"{name} holds token id {outside[0]}, outside the vocabulary of {vocab}")
+            check_ids(name, tokens, self.config.vocab_size)
         if params.stops and self.tokenizer is None:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer to find stop strings with; use stop_token_ids")
 

@@ -5,17 +5,20 @@ The blocks are unrolled in the program, not scanned: stacked layers under `scan`
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.attention import Attention
-from jaxllm.batch import TokenBatch
+from jaxllm.attention import Attend, Attention, over_cache
+from jaxllm.batch import PackedBatch, TokenBatch
 from jaxllm.cache import Cache, LayerCache
 from jaxllm.config import ModelConfig
 from jaxllm.layers import RMSNorm, dot, fill_rows, param, weight
 from jaxllm.mlp import MLP
 from jaxllm.rope import rope_angles
+from jaxllm.tree_attention import over_trees
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads, pad_heads, round_up
 
@@ -30,11 +33,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config, dtype)
         self.mlp = MLP(config, layout, dtype)
 
-    def __call__(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache, batch: TokenBatch
-    ) -> tuple[jax.Array, LayerCache]:
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the layer's cache with these tokens in it."""
-        y, cache = self.attention(self.attention_norm(x), angles, cache, batch)
+        y, cache = self.attention(self.attention_norm(x), angles, attend)
         x = self._add(x, y)
         return self._add(x, self.mlp(self.mlp_norm(x))), cache
 
@@ -58,14 +59,24 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
-        x = self._embed(jnp.asarray(batch.tokens))
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
-        angles = rope_angles(self.config.rope, self.config.head_dim, positions, batch.lengths)
+        attends = [over_cache(self.layout, layer, batch) for layer in cache]
+        return self._run(batch.tokens, positions, batch.lengths, attends)
+
+    def packed(self, batch: PackedBatch, window: int) -> jax.Array:
+        """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
+        attend = over_trees(self.layout, batch, window)
+        lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
+        return self._run(batch.tokens, batch.position, lengths, [attend] * len(self.blocks))[0]
+
+    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend]) -> tuple[jax.Array, Any]:
+        x = self._embed(jnp.asarray(tokens))
+        angles = rope_angles(self.config.rope, self.config.head_dim, positions, lengths)
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
         angles = jax.lax.optimization_barrier(angles)
         layers = []
-        for block, layer in zip(self.blocks, cache, strict=True):
-            x, layer = block(x, angles, layer, batch)
+        for block, attend in zip(self.blocks, attends, strict=True):
+            x, layer = block(x, angles, attend)
             layers.append(layer)
         return x, layers
 

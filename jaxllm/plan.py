@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -10,7 +12,7 @@ from jaxllm import cache as kv
 from jaxllm.buckets import cache_length
 from jaxllm.config import ModelConfig
 from jaxllm.steps import Steps
-from sharding.layout import Layout
+from sharding.layout import Layout, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
@@ -52,6 +54,30 @@ def make_plan(
         if memory is None or plan.weight_bytes + 2 * plan.cache_bytes // config.num_layers + plan.cache_bytes <= USABLE * memory:
             return plan
     raise DoesNotFitError(_refusal(config, plans[-1]))
+
+
+AUTO = {"generate": ("tensor",), "score": ("replicated", "gathered")}
+
+
+def plan_layout(
+    name: str,
+    config: ModelConfig,
+    devices: list[Any],
+    dtype: str,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+    workload: str = "generate",
+) -> Plan:
+    """`make_plan` on the layout `name`; "auto" is the first that fits of those that suit the workload.
+
+    Generating reads all weights for every token: they are split. Scoring moves nothing if each device holds the model, and if
+    none can, gathers weights rather than exchange the activations of thousands of tokens.
+    """
+    names = AUTO[workload] if name == "auto" else (name,)
+    for choice in names[:-1]:
+        with contextlib.suppress(DoesNotFitError):
+            return make_plan(config, make_layout(choice, devices, config.hidden_size), dtype, max_model_len, max_num_seqs)
+    return make_plan(config, make_layout(names[-1], devices, config.hidden_size), dtype, max_model_len, max_num_seqs)
 
 
 def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.batch import DecodeBatch, Logprobs, Sampled, SamplingBatch, TokenBatch
+from jaxllm.batch import DecodeBatch, Logprobs, PackedBatch, Sampled, SamplingBatch, Scored, TokenBatch
 from jaxllm.cache import Cache
 from jaxllm.config import ModelConfig
+from jaxllm.loglikelihood import score_hidden
 from jaxllm.model import Decoder
 from jaxllm.sampling import sample
 from sharding.layout import Layout
@@ -56,6 +57,7 @@ class Steps:
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         self.layout = layout
+        self.config = config
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.sharding(v.get_metadata()["axes"], stored=True) for _, v in nnx.to_flat_state(state)]
@@ -63,6 +65,7 @@ class Steps:
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         self.prefill = jit(self._prefill)
         self.decode = jit(self._decode)
+        self.score = jax.jit(self._score, static_argnames="window", compiler_options=options)
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
         """The decoder with these parameters."""
@@ -91,6 +94,11 @@ class Steps:
         # The barrier keeps the sampler from being fused into the head: a row's logits are the same bits however it,
         # or a neighbour, is sampled.
         return sample(jax.lax.optimization_barrier(model.logits(hidden)), sampling, top_logprobs)
+
+    def _score(self, leaves: list[jax.Array], batch: PackedBatch, window: int) -> Scored:
+        """Log-probabilities that a packed batch asks for; there is no cache. `window`: see `jaxllm.tree_attention`."""
+        model = self.model(leaves)
+        return score_hidden(model, model.packed(batch, window), batch)
 
     def _decode(
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None

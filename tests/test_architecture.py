@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "checkpoints": ("checkpoints", "jaxllm.config", "jaxllm.model", "jaxllm.rope", "sharding"),
     "jaxllm.llm": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
     "bench": PACKAGES,
 }
 # What only some modules may import.
@@ -45,6 +46,7 @@ WITHOUT_JAX = (
     "jaxllm.config",
     "jaxllm.requests",
     "jaxllm.scheduler",
+    "jaxllm.trie",
     "sharding.padding",
 )
 DEVICE_LIBRARIES = ("flax", "jax", "jaxlib", "optax", "orbax")

@@ -1,0 +1,221 @@
+"""Multiple-choice questions -> accuracy, from a file of JSON lines; an interrupted run goes on where it stopped.
+
+A question is `{"query": ..., "choices": [...], "gold": index}`. Each choice is scored after the query and a space. `acc` takes
+the choice with the largest log-probability, `acc_norm` with the largest per character: lm-eval's definitions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from checkpoints.hub import cache_dir
+from jaxllm.llm import LLM
+from jaxllm.requests import RequestError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question; `gold` is the index of the right choice."""
+
+    query: str
+    choices: tuple[str, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Log-probabilities of a question's choices, and how many tokens its longest choice has with the query."""
+
+    index: int
+    logprobs: list[float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers and their standard errors (of a mean, as lm-eval has it)."""
+
+    questions: int
+    acc: float
+    acc_stderr: float
+    acc_norm: float
+    acc_norm_stderr: float
+
+    def __str__(self) -> str:
+        return (
+            f"acc {self.acc:.4f} ± {self.acc_stderr:.4f}, acc_norm {self.acc_norm:.4f} ± {self.acc_norm_stderr:.4f} "
+            f"({self.questions} questions)"
+        )
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a JSON-lines file. Raises RequestError naming the line that is not one."""
+    questions = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                questions.append(_question(line, f"{path}, line {number}"))
+    if not questions:
+        raise RequestError(f"{path} holds no questions: give a line of JSON for each")
+    return questions
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise RequestError(f"{where} is not JSON ({error}): correct it") from error
+    if not isinstance(value, dict) or not {"query", "choices", "gold"} <= value.keys():
+        raise RequestError(f'{where} is no question: it needs "query", "choices" and "gold"')
+    query, choices, gold = value["query"], value["choices"], value["gold"]
+    if not isinstance(query, str) or not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        raise RequestError(f'{where}: "query" must be a text and "choices" a list of texts')
+    if not choices or not all(choices):
+        raise RequestError(f'{where}: "choices" is empty, or one of them is: give at least one token to score in each')
+    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
+        raise RequestError(f'{where}: "gold" is {gold!r}, which is not the index of one of {len(choices)} choices')
+    return Question(query, tuple(choices), gold)
+
+
+def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
+    """Over the questions that have been answered."""
+    right, right_norm = np.zeros((2, len(answers)))
+    for i, answer in enumerate(answers):
+        question = questions[answer.index]
+        lengths = np.array([len(choice) for choice in question.choices], float)
+        right[i] = np.argmax(answer.logprobs) == question.gold
+        right_norm[i] = np.argmax(np.array(answer.logprobs) / lengths) == question.gold
+    return Accuracy(len(answers), right.mean(), _stderr(right), right_norm.mean(), _stderr(right_norm))
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def answer(
+    llm: LLM, questions: Sequence[Question], indices: Sequence[int], *, truncate: bool, on_plan: Callable[[Any], None]
+) -> Iterator[Answer]:
+    """Answers to the questions at `indices`, as they come; `on_plan` is told what will run."""
+    asked = [questions[i] for i in indices]
+    packing = llm.pack([(q.query, [" " + choice for choice in q.choices]) for q in asked], truncate=truncate)
+    on_plan(packing)
+    starts = np.cumsum([0, *(len(q.choices) for q in asked)])
+    logprobs: dict[int, dict[int, float]] = {}
+    for pair, score in llm.scorer.run(packing):
+        at = int(np.searchsorted(starts, pair, side="right")) - 1
+        index = indices[at]
+        found = logprobs.setdefault(index, {})
+        found[pair - int(starts[at])] = score.logprob
+        if len(found) == len(questions[index].choices):
+            pairs = packing.pairs[starts[at] : starts[at + 1]]
+            longest = max(len(context) + len(continuation) for context, continuation in pairs)
+            yield Answer(index, [found[i] for i in range(len(found))], longest)
+            del logprobs[index]
+
+
+class Results:
+    """Answers in a file of JSON lines, the first of which says of what run; each is on the disk before the next is written.
+
+    Raises RequestError for a file that holds another run, or anything else.
+    """
+
+    def __init__(self, path: Path | None, run: dict[str, Any]):
+        self.path = path
+        self.answers: list[Answer] = []
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size:
+            self._resume(path, run)
+        else:
+            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (closed by close)
+            self._write(run)
+
+    def _resume(self, path: Path, run: dict[str, Any]) -> None:
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]  # a last line without its end was being written when the run stopped
+        try:
+            first, *rest = [json.loads(line) for line in whole.splitlines()]
+            self.answers = [Answer(**{key: line[key] for key in ("index", "logprobs", "tokens")}) for line in rest]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} does not hold results: name another file, or remove it") from error
+        if first != run:
+            differing = sorted(key for key in run if not isinstance(first, dict) or first.get(key) != run[key])
+            raise RequestError(f"{path} holds another run ({', '.join(differing)} differ): name another file, or remove it")
+        self._file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def add(self, answer: Answer, question: Question) -> None:
+        """Keep an answer; what the file holds of it besides is for readers."""
+        if self._file is not None:
+            self._write({"index": answer.index, "gold": question.gold, "logprobs": answer.logprobs, "tokens": answer.tokens})
+        self.answers.append(answer)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            raise RequestError(
+                f"{self.path} cannot be written ({error.strerror}): free space and run again; "
+                f"{len(self.answers)} answers are kept"
+            ) from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `_write` tells of a full disk
+                self._file.close()
+            self._file = None
+
+
+def hellaswag() -> Path:
+    """HellaSwag's validation set (Zellers et al. 2019), from the Hugging Face hub into the cache, worded as lm-eval's task is."""
+    target = cache_dir().parent / "hellaswag_validation.jsonl"
+    if target.exists():
+        return target
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset("Rowan/hellaswag", split="validation")
+    except ImportError as error:
+        raise RequestError("HellaSwag by name needs the package datasets: pip install datasets, or name a file") from error
+    except (OSError, ValueError) as error:
+        raise RequestError(f"HellaSwag is not on this machine and the hub cannot be reached ({error}): name a file") from error
+    lines = [
+        {
+            "query": _cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"),
+            "choices": [_cleaned(ending) for ending in row["endings"]],
+            "gold": int(row["label"]),
+        }
+        for row in rows
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(f".{os.getpid()}")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    scratch.replace(target)
+    return target
+
+
+def _cleaned(text: str) -> str:
+    """Without the marks that WikiHow articles left."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file of questions, which tells runs apart."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

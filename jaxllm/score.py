@@ -1,0 +1,202 @@
+"""Contexts and continuations, as token ids -> log-probabilities.
+
+One trie over everything that is asked, packed into rows (`jaxllm.trie`), one row a part of the data axis in each step. The host
+stays ahead of the devices: a step's results are fetched when the next ones have been queued.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm.batch import PackedBatch, Scored
+from jaxllm.buckets import power_of_two
+from jaxllm.loglikelihood import CHUNK
+from jaxllm.requests import RequestError
+from jaxllm.steps import Steps
+from jaxllm.tree_attention import TILE, tile_pairs, window
+from jaxllm.trie import Row, Trie, pack
+from sharding.padding import round_up
+
+TARGETS = 4  # ids that can be asked for at one token; more of them take the token to the head again
+AHEAD = 2  # steps queued on the devices before the results of the first are fetched
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""A context, one token at least, and a continuation of it, one token at least."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A continuation's log-probability, that of each of its tokens, and whether each of them is the likeliest one."""
+
+    logprob: float
+    token_logprobs: list[float]
+    is_greedy: bool
+    token_ids: list[int]
+
+
+def row_length(platform: str) -> int:
+    """Tokens of a row: few on a CPU, whose cache holds their activations; elsewhere enough to hide transfers behind compute."""
+    return 2048 if platform == "cpu" else 16384
+
+
+class Scorer:
+    """Scores continuations with one model's steps.
+
+    Args:
+      params: gives the parameters when they are first needed; packing and compiling go without.
+      most: tokens that each part of the data axis takes in a step, at most; a longer pair has a step of its own length.
+    """
+
+    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], most: int):
+        self.steps, self.params, self.most = steps, params, most
+        self.layout = steps.layout
+        self._programs: dict[tuple[int, int, int], Callable[..., Scored]] = {}
+
+    def plan(self, pairs: Sequence[Pair]) -> Packing:
+        """What will run: which tokens, in which rows."""
+        trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
+        longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
+        share = -(-trie.tokens // self.layout.data)
+        length = max(min(power_of_two(share), self.most), power_of_two(longest), TILE)
+        rows = pack(trie, length, max(length // 2, TILE))
+        if self.layout.platform != "cpu":
+            rows.sort(key=lambda row: window(row.end))  # few programs, and neighbours in need of the same one
+        asked = [Asked(pairs, row, self.steps.config.vocab_size) for row in rows]
+        return Packing(pairs, asked, length)
+
+    def compile(self, packing: Packing) -> None:
+        """Compile what `run` will need, ahead of it."""
+        for asked in self._steps(packing):
+            self._program(*self._sizes(asked, packing.length))
+
+    def run(self, packing: Packing) -> Iterator[tuple[int, Score]]:
+        """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers."""
+        queued: deque[tuple[list[Asked], Scored]] = deque()
+        params = self.params()
+        for asked in self._steps(packing):
+            sizes = self._sizes(asked, packing.length)
+            queued.append((asked, self._program(*sizes)(params, self._batch(asked, *sizes))))
+            if len(queued) > AHEAD:
+                yield from _scores(packing.pairs, *queued.popleft())
+        for step in queued:
+            yield from _scores(packing.pairs, *step)
+
+    def _steps(self, packing: Packing) -> list[list[Asked]]:
+        data = self.layout.data
+        return [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
+
+    def _sizes(self, asked: list[Asked], length: int) -> tuple[int, int, int]:
+        """Of a step's program: length of its rows, how many tokens of each may go to the head, window of its attention."""
+        places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
+        if self.layout.platform == "cpu":
+            return length, places, 0
+        widest = max(window(one.row.end) for one in asked)
+        return length, places, min(power_of_two(widest), length // TILE - 1) if widest else 0
+
+    def _program(self, length: int, places: int, span: int) -> Callable[..., Scored]:
+        key = (length, places, span)
+        if key not in self._programs:
+            batch = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), *self._empty(length, places)
+            )
+            self._programs[key] = self.steps.score.lower(self.steps.abstract_params(), batch, window=span).compile()
+        return self._programs[key]
+
+    def _empty(self, length: int, places: int) -> tuple[PackedBatch, PackedBatch]:
+        """A step's batch with nothing in it, and how it is laid out."""
+        data, tiles = self.layout.data, length // TILE
+
+        def zeros(*shape: int) -> np.ndarray:
+            return np.zeros((data, *shape), np.int32)
+
+        end = np.tile(np.arange(1, length + 1, dtype=np.int32), (data, 1))
+        pairs = zeros(tiles * (tiles + 1) // 2)
+        batch = PackedBatch(
+            zeros(length),
+            zeros(length),
+            end,
+            zeros(tiles + 1),
+            pairs,
+            zeros(places),
+            zeros(places, TARGETS),
+            np.zeros((), np.int32),
+        )
+        rows, whole = self.layout.sharding(("rows",)), self.layout.sharding(())
+        return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
+
+    def _batch(self, asked: list[Asked], length: int, places: int, _: int) -> PackedBatch:
+        batch, shardings = self._empty(length, places)
+        for i, one in enumerate(asked):
+            n = len(one.scored)
+            batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
+            batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
+        for i, end in enumerate(batch.end):
+            batch.first[i], pairs = tile_pairs(end)
+            batch.key_tiles[i, : len(pairs)] = pairs
+        chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in asked))
+        return jax.device_put(batch._replace(chunks=chunks), shardings)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Pairs and the rows of `length` tokens that hold them."""
+
+    pairs: Sequence[Pair]
+    rows: list[Asked]
+    length: int
+
+    @property
+    def unshared(self) -> int:
+        """Tokens that scoring each pair on its own would take."""
+        return sum(len(context) + len(continuation) - 1 for context, continuation in self.pairs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after sharing and splitting."""
+        return sum(asked.row.size for asked in self.rows)
+
+    @property
+    def filled(self) -> float:
+        """How much of the rows' positions holds tokens."""
+        return self.tokens / max(len(self.rows) * self.length, 1)
+
+
+class Asked:
+    """A row and what it is asked for: each (token, target) once, and where each pair finds its own.
+
+    Attributes:
+      scored: [p] int32, tokens of the row that go to the head.
+      targets: [p, TARGETS] int32.
+      found: for each pair in the row, where its targets are in the flattened [p, TARGETS].
+    """
+
+    def __init__(self, pairs: Sequence[Pair], row: Row, vocab: int):
+        self.row = row
+        parts = [(path[len(pairs[i][0]) - 1 :], pairs[i][1]) for i, path in zip(row.members, row.paths, strict=True)]
+        nodes = np.concatenate([path for path, _ in parts]).astype(np.int64)
+        ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])
+        keys, inverse = np.unique(nodes * vocab + ids, return_inverse=True)
+        node, target = keys // vocab, keys % vocab
+        rank = np.arange(len(keys)) - np.searchsorted(node, node)  # of a target among those of its token
+        place = np.cumsum(rank % TARGETS == 0) - 1
+        self.scored = node[rank % TARGETS == 0].astype(np.int32)
+        self.targets = np.zeros((len(self.scored), TARGETS), np.int32)
+        self.targets[place, rank % TARGETS] = target
+        cuts = np.cumsum([len(path) for path, _ in parts])[:-1]
+        self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
+
+
+def _scores(pairs: Sequence[Pair], asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
+    host: Scored = jax.device_get(scored)
+    for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
+        for i, found in zip(one.row.members, one.found, strict=True):
+            logprobs = logprob.reshape(-1)[found].astype(np.float64)
+            if np.isnan(logprobs).any():
+                raise RequestError(f"request {i}: the model's logits are not numbers; try dtype='float32', or check its weights")
+            yield i, Score(float(logprobs.sum()), logprobs.tolist(), bool(greedy.reshape(-1)[found].all()), list(pairs[i][1]))

@@ -1,0 +1,132 @@
+"""`jaxllm score MODEL FILE`: accuracy on a file of multiple-choice questions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxllm.evaluate import Accuracy, Results, accuracy, answer, file_digest, hellaswag, read_questions
+from jaxllm.llm import LLM
+from jaxllm.score import Packing
+
+
+@dataclass
+class Timeline:
+    """When phases began and ended, in seconds since the timeline was made."""
+
+    phases: list[tuple[str, float, float]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter() - self.started
+        yield
+        self.phases.append((name, begin, time.perf_counter() - self.started))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {end - begin:.1f} s" for name, begin, end in self.phases)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Beside those of every command."""
+    parser.add_argument(
+        "file", help='JSON lines of "query", "choices" and "gold", or "hellaswag" for its validation set from the hub'
+    )
+    parser.add_argument("--output", type=Path, help="keep answers in this file of JSON lines; an interrupted run goes on from it")
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut what exceeds the model's context from the left, as lm-eval does"
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the phases and the accuracy by length")
+
+
+def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
+    """`load` makes the LLM of the common options; its weights may still be on their way."""
+    timeline = Timeline()
+    with timeline.phase("read"):
+        path = hellaswag() if args.file == "hellaswag" else Path(args.file)
+        questions = read_questions(path)
+    with timeline.phase("open the model"):
+        llm = load(args, workload="score", max_num_seqs=1, wait=False)
+    plan = llm.plan
+    run = {"model": args.model, "questions": file_digest(path), "dtype": plan.dtype, "truncate": args.truncate}
+    results = Results(args.output, run)
+    done = {kept.index for kept in results.answers}
+    left = [i for i in range(len(questions)) if i not in done]
+    if done:
+        print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
+
+    def on_plan(packing: Packing) -> None:
+        print(describe(packing, llm))
+        with timeline.phase("compile"):
+            llm.scorer.compile(packing)
+        with timeline.phase("wait for weights"):
+            llm.scorer.params()
+
+    try:
+        with (
+            tqdm(total=len(left), unit="question", disable=not sys.stderr.isatty()) as bar,
+            timeline.phase("score, packing included"),
+        ):
+            for found in answer(llm, questions, left, truncate=args.truncate, on_plan=on_plan) if left else ():
+                results.add(found, questions[found.index])
+                bar.update()
+    finally:
+        results.close()
+    print(timeline)
+    print(accuracy(questions, results.answers))
+    if args.plot:
+        plot(args.plot, timeline, questions, results)
+    return 0
+
+
+def describe(packing: Packing, llm: LLM) -> str:
+    """What is shared and how full the rows are, in a few lines."""
+    layout = llm.plan.layout
+    return (
+        f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
+        f"{len(packing.rows)} rows of {packing.length} tokens, {100 * packing.filled:.1f} % filled; layout {layout.name} on "
+        f"{layout.mesh.size} devices, {llm.plan.dtype}"
+    )
+
+
+def plot(path: Path, timeline: Timeline, questions: list[Any], results: Results) -> None:
+    """Phases over time, and accuracy by the length of the questions, as a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), layout="constrained")
+    for row, (name, begin, end) in enumerate(timeline.phases):
+        above.barh(row, end - begin, left=begin)
+        above.text(end, row, f" {name}, {end - begin:.1f} s", va="center")
+    above.set(xlabel="seconds", yticks=[], title="phases")
+    above.invert_yaxis()
+    above.margins(x=0.3)
+    groups = by_length(questions, results)
+    below.errorbar(
+        [length for length, _ in groups],
+        [a.acc_norm for _, a in groups],
+        yerr=[a.acc_norm_stderr for _, a in groups],
+        marker="o",
+        capsize=3,
+    )
+    below.set(xlabel="tokens of query and longest choice", ylabel="acc_norm", title="accuracy by length, with standard errors")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def by_length(questions: list[Any], results: Results, groups: int = 8) -> list[tuple[float, Accuracy]]:
+    """(mean length, accuracy) of equal shares of the questions, shortest first."""
+    answers = sorted(results.answers, key=lambda a: a.tokens)
+    size = -(-len(answers) // groups)
+    parts = [answers[i : i + size] for i in range(0, len(answers), size)]
+    return [(sum(a.tokens for a in part) / len(part), accuracy(questions, part)) for part in parts]

@@ -1,0 +1,124 @@
+"""Accuracy from a file of questions, kept as it comes, and what is said of files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoint import write_tiny, write_tokenizer
+
+from jaxllm import LLM, RequestError
+from jaxllm.cli import main
+from jaxllm.evaluate import Answer, Question, Results, accuracy, read_questions
+
+LINES: list[dict[str, Any]] = [
+    {"query": f"{'a long ' * (i % 3)}question {i % 5}:", "choices": ["yes", "no", f"perhaps {i}"][: 2 + i % 2], "gold": i % 2}
+    for i in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
+    return write_tokenizer(write_tiny(tmp_path_factory.mktemp("evaluate"), **sizes))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return path
+
+
+def score(folder: Path, *arguments: Any) -> int:
+    return main(["score", str(folder), *map(str, arguments), "--devices", "1"])
+
+
+def test_accuracy_is_lm_evals() -> None:
+    questions = [Question("q", ("a", "bbbb"), 0), Question("q", ("a", "bbbb"), 1), Question("q", ("a", "b"), 1)]
+    answers = [Answer(0, [-2.0, -4.0], 3), Answer(1, [-2.0, -4.0], 3), Answer(2, [-1.0, -2.0], 3)]
+    found = accuracy(questions, answers)
+    assert (found.acc, found.acc_norm) == (1 / 3, 1 / 3)  # per character the second's right choice is the better, the first's not
+    assert found.acc_stderr == pytest.approx((2 / 9 / 2) ** 0.5)
+
+
+def test_the_command_scores_as_the_library_does(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    assert score(folder, file, "--output", output) == 0
+    printed = capsys.readouterr().out
+    llm = LLM(folder, devices=1)
+    scores = llm.score([(line["query"], [" " + choice for choice in line["choices"]]) for line in LINES])
+    _, *kept = map(json.loads, output.read_text().splitlines())
+    assert sorted(line["index"] for line in kept) == list(range(12))
+    for line in kept:
+        assert line["logprobs"] == pytest.approx([s.logprob for s in scores[line["index"]]], abs=1e-4)
+    answers = [Answer(line["index"], line["logprobs"], line["tokens"]) for line in kept]
+    assert f"{accuracy(read_questions(file), answers)}" in printed
+    assert "after sharing" in printed and "filled" in printed
+
+
+def test_an_interrupted_run_goes_on(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    assert score(folder, file, "--output", whole) == 0
+    expected = capsys.readouterr().out.splitlines()[-1]
+    lines = whole.read_text().splitlines(keepends=True)
+    part.write_text("".join(lines[:5]) + lines[5][:20])  # stopped in the middle of a line
+    assert score(folder, file, "--output", part) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == expected
+    assert "4 answers are in" in captured.err
+    assert part.read_text().splitlines()[:5] == [line.rstrip() for line in lines[:5]]
+    assert len(part.read_text().splitlines()) == 13
+    assert score(folder, file, "--output", part) == 0  # nothing is left to do
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_another_runs_results_are_not_continued(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    output.write_text(json.dumps({"model": "another"}) + "\n")
+    assert score(folder, file, "--output", output) == 1
+    assert "holds another run" in capsys.readouterr().err
+    output.write_text("no results\n")
+    assert score(folder, file, "--output", output) == 1
+    assert "does not hold results" in capsys.readouterr().err
+    assert output.read_text() == "no results\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is no question"),
+        ('{"query": "a", "choices": ["b"]}', "line 2 is no question"),
+        ('{"query": 1, "choices": ["b"], "gold": 0}', 'line 2: "query" must be a text'),
+        ('{"query": "a", "choices": [], "gold": 0}', 'line 2: "choices" is empty'),
+        ('{"query": "a", "choices": ["b"], "gold": 1}', 'line 2: "gold" is 1'),
+        ('{"query": "a", "choices": ["b"], "gold": true}', 'line 2: "gold" is True'),
+    ],
+)
+def test_a_malformed_line_is_named(file: Path, line: str, said: str) -> None:
+    file.write_text(json.dumps(LINES[0]) + "\n" + line + "\n")
+    with pytest.raises(RequestError, match="line 2") as error:
+        read_questions(file)
+    assert said in str(error.value)
+
+
+def test_a_question_too_long_is_refused_or_truncated(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(json.dumps({"query": "word " * 100, "choices": ["a", "b"], "gold": 0}) + "\n")
+    assert score(folder, file) == 1
+    assert "the model takes 257" in capsys.readouterr().err
+    assert score(folder, file, "--truncate") == 0
+
+
+def test_a_full_disk_keeps_what_was_scored(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full to stand for a full disk")
+    with pytest.raises(RequestError, match=r"cannot be written.*free space"):
+        Results(full, {"model": "m"})
