@@ -44,7 +44,7 @@ class Subject:
         devices = pick_devices(args.devices)
         self.path = None if args.config else resolve(args.model or "smollm2-135m")
         self.name = args.config or args.model or "smollm2-135m"
-        checkpoint = None if self.path is None else open_checkpoint(self.path)
+        self.checkpoint = checkpoint = None if self.path is None else open_checkpoint(self.path)
         self.config: ModelConfig = PRESETS[args.config] if checkpoint is None else checkpoint.config
         layout = make_layout(args.layout, devices, self.config.hidden_size)
         self.plan: Plan = make_plan(self.config, layout, args.dtype, max_model_len, max_num_seqs)
