@@ -72,5 +72,5 @@ def _parameter(path: jax.tree_util.KeyPath, variable: nnx.Variable, layout: Layo
         shape=variable.get_value().shape,
         axes=axes,
         indices=tuple(indices.get(axis) if axis else None for axis in axes),
-        sharding=layout.sharding(axes, stored=True),
+        sharding=layout.stored(axes, variable.get_value().shape),
     )

@@ -19,7 +19,7 @@ from sharding.layout import Layout
 from sharding.padding import PaddedHeads
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, LayerCache | None]]
-"""q [B, T, N, H], k and v [B, T, K, H] -> what each query reads, [B, T, N, H] float32; and the layer's cache, if there is one."""
+"""q [B, T, N, H], k and v [B, T, K, H] -> what each query reads, [B, T, N, H]; and the layer's cache, if there is one."""
 BlockReader = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Index of a block -> its keys [B, K, H, BLOCK] and values [B, K, BLOCK, H]."""
 

@@ -41,7 +41,10 @@ class Block(nnx.Module):
 
     def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
         # Constrained here so that each half ends in one all-reduce and never in a scattered residual.
-        return x + self.layout.constrain(y.astype(x.dtype), "rows", None, None)
+        x = x + self.layout.constrain(y.astype(x.dtype), "rows", None, None)
+        # Many tokens' sums are written down: XLA would rather add the halves' results anew wherever they are read, and keep
+        # those of all layers until the end.
+        return x if x.shape[1] == 1 else jax.lax.optimization_barrier(x)
 
 
 class Decoder(nnx.Module):

@@ -102,11 +102,14 @@ class Scorer:
     def _program(self, length: int, places: int, span: int) -> Callable[..., Scored]:
         key = (length, places, span)
         if key not in self._programs:
-            batch = jax.tree.map(
-                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), *self._empty(length, places)
-            )
+            batch = self.abstract_batch(length, places)
             self._programs[key] = self.steps.score.lower(self.steps.abstract_params(), batch, window=span).compile()
         return self._programs[key]
+
+    def abstract_batch(self, length: int, places: int) -> PackedBatch:
+        """Shapes and shardings of a step with rows of `length` tokens, `places` of which may go to the head."""
+        batch, shardings = self._empty(length, places)
+        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)
 
     def _empty(self, length: int, places: int) -> tuple[PackedBatch, PackedBatch]:
         """A step's batch with nothing in it, and how it is laid out."""

@@ -60,7 +60,7 @@ class Steps:
         self.config = config
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
-        self.shardings = [layout.sharding(v.get_metadata()["axes"], stored=True) for _, v in nnx.to_flat_state(state)]
+        self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]
         options = compiler_options(layout)
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         self.prefill = jit(self._prefill)

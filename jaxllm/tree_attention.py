@@ -2,7 +2,8 @@
 
 Two forms of the same sum, both in tiles so that the cost follows the trees and not the row. On a CPU a loop goes over the pairs
 of tiles that have anything to see, which the host lists. On a GPU such a loop would wait for the host in every turn: each query
-tile reads a window of the tiles before it, whose width the program is compiled for.
+tile reads a window of the tiles before it, whose width the program is compiled for. A tile's result takes the place of its
+queries: XLA would make the zeros for the results of all layers at once, before the first.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ def _untiled(y: jax.Array) -> jax.Array:
 
 
 def by_pairs(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array) -> jax.Array:
-    """q [T, N, H], k and v [T, K, H] of one row -> [T, N, H] float32, with a running maximum (Milakov and Gimelshein 2018)."""
+    """q [T, N, H], k and v [T, K, H] of one row -> [T, N, H], with a running maximum (Milakov and Gimelshein 2018)."""
     heads, scale = k.shape[1], q.shape[-1] ** -0.5
     q, k, v, end = _tiled(q, heads), _tiled(k, heads).swapaxes(2, 3), _tiled(v, heads), end.reshape(-1, TILE)
     index = jnp.arange(TILE)
 
-    def query_tile(i: jax.Array, out: jax.Array) -> jax.Array:
+    def query_tile(i: jax.Array, q: jax.Array) -> jax.Array:
         def key_tile(pair: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
             top, total, y = state
             j = key_tiles[pair]
@@ -85,26 +86,27 @@ def by_pairs(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: ja
         zeros = jnp.zeros(q.shape[1:], jnp.float32)
         state = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
         _, total, y = jax.lax.fori_loop(first[i], first[i + 1], key_tile, state)
-        return out.at[i].set(y / total[..., None])
+        return q.at[i].set((y / total[..., None]).astype(q.dtype))
 
-    return _untiled(jax.lax.fori_loop(0, q.shape[0], query_tile, jnp.zeros(q.shape, jnp.float32)))
+    return _untiled(jax.lax.fori_loop(0, len(q), query_tile, q))
 
 
 def by_windows(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, window: int) -> jax.Array:
     """`by_pairs` for a GPU: every query tile reads its own and `window` tiles before."""
     heads, scale = k.shape[1], q.shape[-1] ** -0.5
-    tiles, before, span = len(q) // TILE, window * TILE, (window + 1) * TILE
+    before, span = window * TILE, (window + 1) * TILE
     q = _tiled(q, heads)
     k, v = (jnp.pad(x.swapaxes(0, 1), ((0, 0), (before, 0), (0, 0))) for x in (k, v))
     end = jnp.pad(end, (before, 0))  # padding has expired before anything
 
-    def query_tile(i: jax.Array) -> jax.Array:
+    def query_tile(i: jax.Array, q: jax.Array) -> jax.Array:
         key, value = (jax.lax.dynamic_slice_in_dim(x, i * TILE, span, axis=1) for x in (k, v))
         scores = dot("kqh,ksh->kqs", q[i], key)
         row, column = i * TILE + jnp.arange(TILE)[:, None], i * TILE - before + jnp.arange(span)[None, :]
         seen = (column <= row) & (row < jax.lax.dynamic_slice_in_dim(end, i * TILE, span)[None, :])
         scores = jnp.where(seen[None, None], scores.reshape(heads, -1, TILE, span), -jnp.inf).reshape(scores.shape)
         p = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * scale)
-        return dot("kqs,ksh->kqh", p.astype(v.dtype), value) / p.sum(axis=-1, keepdims=True)
+        y = dot("kqs,ksh->kqh", p.astype(v.dtype), value) / p.sum(axis=-1, keepdims=True)
+        return q.at[i].set(y.astype(q.dtype))
 
-    return _untiled(jax.lax.map(query_tile, jnp.arange(tiles)))
+    return _untiled(jax.lax.fori_loop(0, len(q), query_tile, q))

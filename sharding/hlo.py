@@ -95,6 +95,27 @@ class Program:
             raise ValueError(f"unknown collective {kind!r}; there are {', '.join(COLLECTIVES)}")
         return sum(collective.kind == kind for collective in self.collectives)
 
+    def products_behind(self, kind: str) -> list[int]:
+        """For each collective of a kind in the entry computation: the matrix products scheduled between its start and its end.
+
+        0 where it is not asynchronous. The text of a compiled program is in the order of its schedule.
+        """
+        computation = self.module.computations[self.module.entry]
+        products, open_at, behind = 0, {}, {}
+        for i in computation.values():
+            if i.opcode in (kind, f"{kind}-start"):
+                open_at[i.name], behind[i.name] = products, 0
+            elif i.opcode == f"{kind}-done":
+                behind[i.operands[0]] = products - open_at[i.operands[0]]
+            products += self._multiplies(i)
+        return list(behind.values())
+
+    def _multiplies(self, i: Instruction) -> bool:
+        if i.opcode == "dot" or (i.opcode == "custom-call" and "dot_general" in i.source):
+            return True
+        callees = i.callees if i.opcode in CALLS else ()
+        return any(self._multiplies(inner) for name in callees for inner in self.module.computations[name].values())
+
     def large_copies(self, min_bytes: int) -> list[Copy]:
         """Copies, conversions, transpositions, slices and repetitions that write at least `min_bytes` on one device."""
         return [

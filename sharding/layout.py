@@ -7,6 +7,7 @@ that split, so XLA gathers each weight before its use. The collectives are XLA's
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,14 @@ NAMES = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data
 class Layout:
     """Where arrays live on `mesh`.
 
-    `gathered`: weights are stored split over `data`. `store_by_embed`: that split is taken on the embed axis, which divides;
-    otherwise heads, ffn and vocabulary are split over both mesh axes and padded to their product.
+    `gathered`: weights are stored split over `data`. `embed_divides`: their embed axis can be; otherwise heads, ffn and
+    vocabulary are padded to the product of both mesh axes, so that these can.
     """
 
     name: str
     mesh: Mesh
     gathered: bool
-    store_by_embed: bool
+    embed_divides: bool
 
     @property
     def data(self) -> int:
@@ -61,27 +62,42 @@ class Layout:
     @property
     def parts(self) -> int:
         """What heads, ffn and vocabulary must divide by."""
-        return self.model * self.data if self.gathered and not self.store_by_embed else self.model
+        return self.model * self.data if self.gathered and not self.embed_divides else self.model
 
-    def spec(self, axes: Axes, *, stored: bool = False) -> PartitionSpec:
-        """The partition of an array with these logical axes; `stored` as a gathered weight rests in memory."""
-        return PartitionSpec(*(self._mesh_axes(axis, stored and self.gathered) for axis in axes))
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """The partition of an array with these logical axes, as it is computed with."""
+        return PartitionSpec(*map(_mesh_axis, axes))
 
-    def _mesh_axes(self, axis: str | None, stored: bool) -> Any:
-        if axis == "rows":
-            return "data"
-        if axis in SPLIT_OVER_MODEL:
-            return ("model", "data") if stored and not self.store_by_embed else "model"
-        if axis == "embed":
-            return "data" if stored and self.store_by_embed else None
-        return None
+    def stored_spec(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
+        """The partition of a parameter as it rests in memory.
 
-    def sharding(self, axes: Axes, *, stored: bool = False) -> NamedSharding:
-        return NamedSharding(self.mesh, self.spec(axes, stored=stored))
+        A gathered matrix is split over `data` too, on the first dimension that divides: to gather along a later one, XLA
+        transposes it before.
+        """
+        spec = [_mesh_axis(axis) for axis in axes]
+        if self.gathered and "embed" in axes:
+            for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+                split = ("model", "data") if axis in SPLIT_OVER_MODEL else ("data",)
+                if axis is not None and size % math.prod(self.mesh.shape[name] for name in split) == 0:
+                    spec[i] = split if len(split) > 1 else split[0]
+                    break
+        return PartitionSpec(*spec)
+
+    def sharding(self, axes: Axes) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def stored(self, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(self.mesh, self.stored_spec(axes, shape))
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Tell XLA how `x` is laid out at this point of a jitted program."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+
+def _mesh_axis(axis: str | None) -> Any:
+    if axis == "rows":
+        return "data"
+    return "model" if axis in SPLIT_OVER_MODEL else None
 
 
 def parse(name: str, devices: int) -> tuple[int, int, bool]:
@@ -102,4 +118,4 @@ def make_layout(name: str, devices: list[Any], embed: int) -> Layout:
     """The layout `name` over `devices` for a model of hidden size `embed`."""
     data, model, gathered = parse(name, len(devices))
     mesh = Mesh(np.array(devices, dtype=object).reshape(data, model), ("data", "model"))
-    return Layout(name, mesh, gathered, store_by_embed=round_up(embed, data) == embed)
+    return Layout(name, mesh, gathered, embed_divides=round_up(embed, data) == embed)

@@ -1,6 +1,9 @@
-"""The promises of the layouts, read from programs compiled for GPUs that are not there: LLaMA-30B, one decode program."""
+"""The promises of the layouts, read from programs compiled for GPUs that are not there: LLaMA-30B's decode and scoring."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from jaxllm import cache as kv
 from jaxllm.batch import DecodeBatch, SamplingBatch
 from jaxllm.config import PRESETS
+from jaxllm.score import Scorer
 from jaxllm.steps import Steps
 from sharding.hlo import Program, analyse
 from sharding.layout import Layout, make_layout
@@ -19,12 +23,16 @@ CONTEXT = 2048
 WEIGHT = 1 << 20  # bytes; the smallest weight matrix of a device is 88 MB
 
 
-def decode_program(kind: str, dtype: str, layout_name: str, rows: int) -> tuple[Program, Layout]:
+def laid_out(kind: str, layout_name: str) -> Layout:
     try:
         devices = target_devices(kind, 4)
     except RuntimeError as error:
         pytest.skip(str(error))
-    layout = make_layout(layout_name, devices, CONFIG.hidden_size)
+    return make_layout(layout_name, devices, CONFIG.hidden_size)
+
+
+def decode_program(kind: str, dtype: str, layout_name: str, rows: int) -> tuple[Program, Layout]:
+    layout = laid_out(kind, layout_name)
     steps = Steps(CONFIG, layout, dtype)
 
     def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -69,3 +77,45 @@ def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
     assert program.large_copies(WEIGHT) == []
     assert program.memory is not None
     assert program.memory.alias == cache_bytes(layout, 4)
+
+
+def score_program(kind: str, dtype: str, layout_name: str, layers: int, window: int) -> Program:
+    config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
+    steps = Steps(config, layout, dtype)
+    batch = Scorer(steps, list, ROW).abstract_batch(ROW, ROW)
+    return analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, window=window))
+
+
+ROW = 16384  # tokens of a step on each device
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
+def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
+    """The embedding, seven matrices a layer and the head; and what a layer needs is freed when it is done."""
+    program = score_program(kind, dtype, "gathered", layers=4, window=16)
+    assert {c.kind for c in program.collectives} == {"all-gather"}
+    assert program.count("all-gather") == 7 * 4 + 2
+    assert not any(c.in_loop for c in program.collectives)
+    # A device's part of a weight is gathered as it lies.
+    assert not [copy for copy in program.large_copies(WEIGHT) if "leaves" in copy.source]
+    # Nowhere is there an array of [tokens, vocabulary].
+    arrays = [array for computation in program.module.computations.values() for i in computation.values() for array in i.results]
+    assert max(math.prod(array.shape) for array in arrays) < ROW * CONFIG.vocab_size
+    assert program.memory is not None
+    whole = program.memory.argument + program.memory.temp + (CONFIG.num_layers - 4) * CONFIG.layer_params * 2 // 4
+    assert whole < 0.9 * 32e9
+    deeper = score_program(kind, dtype, "gathered", layers=6, window=16)
+    assert deeper.memory is not None and deeper.memory.temp < 1.02 * program.memory.temp
+
+
+def test_gathers_hide_behind_products_on_h100() -> None:
+    """Each begins before a product of the one before it; of the embedding and the first layer's first there is none."""
+    program = score_program("h100", "bfloat16", "gathered", layers=4, window=16)
+    behind = program.products_behind("all-gather")
+    assert len(behind) == 7 * 4 + 2
+    assert min(behind[2:]) >= 1
+
+
+def test_replicated_scoring_exchanges_nothing() -> None:
+    program = score_program("h100", "bfloat16", "replicated", layers=2, window=16)
+    assert program.collectives == []

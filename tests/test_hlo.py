@@ -276,3 +276,29 @@ def test_programs_for_absent_gpus_stay_out_of_the_compilation_cache(tmp_path: Pa
     # The cache works as before for devices that are there.
     jax.jit(lambda x: x @ x + 41)(jnp.zeros((8, 8)))
     assert len(set(folder.iterdir())) > len(before)
+
+
+SCHEDULED = """HloModule scheduled, is_scheduled=true, entry_computation_layout={(f32[2,8]{1,0})->f32[8,8]{1,0}}
+
+%product (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (w: f32[2,8]) -> f32[8,8] {
+  %w = f32[2,8]{1,0} parameter(0)
+  %all-gather = f32[8,8]{1,0} all-gather(%w), dimensions={0}
+  %all-gather-start = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%w), dimensions={0}
+  %fused = f32[8,8]{1,0} fusion(%all-gather), kind=kCustom, calls=%product
+  %library = (f32[8,8]{1,0}, s8[64]{0}) custom-call(%fused, %fused), metadata={op_name="jit(f)/dot_general"}
+  %all-gather-done = f32[8,8]{1,0} all-gather-done(%all-gather-start)
+  %all-gather-start.1 = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%w), dimensions={0}
+  %all-gather-done.1 = f32[8,8]{1,0} all-gather-done(%all-gather-start.1)
+  ROOT %out = f32[8,8]{1,0} dot(%all-gather-done, %all-gather-done.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_products_behind_a_collective_are_those_between_its_start_and_its_end() -> None:
+    assert analyse(SCHEDULED).products_behind("all-gather") == [0, 2, 0]
+    assert analyse(SCHEDULED).products_behind("all-reduce") == []

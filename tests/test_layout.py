@@ -7,7 +7,15 @@ from jax.sharding import PartitionSpec as P
 
 from sharding.layout import NAMES, Layout, make_layout, parse
 
-WEIGHTS = [("heads", None, "embed"), ("kv_heads", None, "embed"), ("ffn", "embed"), ("vocab", "embed"), ("embed", "ffn")]
+HEADS, OUT, UP, DOWN, TABLE = (
+    ("embed", "heads", None),
+    ("heads", None, "embed"),
+    ("embed", "ffn"),
+    ("ffn", "embed"),
+    ("vocab", "embed"),
+)
+SHAPES = {HEADS: (16, 12, 8), OUT: (12, 8, 16), UP: (16, 20), DOWN: (20, 16), TABLE: (40, 16)}
+USED = [P(None, "model", None), P("model", None, None), P(None, "model"), P("model", None), P("model", None)]
 
 
 def layout(name: str, devices: int, embed: int = 16) -> Layout:
@@ -56,39 +64,36 @@ def test_the_mesh_is_the_devices_in_order() -> None:
     assert mesh.devices.tolist() == [jax.devices()[:3], jax.devices()[3:6]]
 
 
-@pytest.mark.parametrize("name", ["tensor", "replicated-2x2"])
-@pytest.mark.parametrize("stored", [False, True])
-def test_weights_are_split_over_model(name: str, stored: bool) -> None:
-    specs = [layout(name, 4).spec(axes, stored=stored) for axes in WEIGHTS]
-    assert specs == [P("model", None, None), P("model", None, None), P("model", None), P("model", None), P(None, "model")]
+@pytest.mark.parametrize("name", ["tensor", "replicated-2x2", "gathered", "gathered-2x2"])
+def test_weights_are_split_over_model(name: str) -> None:
+    assert [layout(name, 4).spec(axes) for axes in SHAPES] == USED
+    if not name.startswith("gathered"):
+        assert [layout(name, 4).stored_spec(*item) for item in SHAPES.items()] == USED
 
 
-@pytest.mark.parametrize("name", ["gathered", "gathered-2x2"])
-def test_gathered_weights_are_stored_split_over_data_by_embed(name: str) -> None:
-    specs = [layout(name, 4).spec(axes, stored=True) for axes in WEIGHTS]
-    assert specs == [
-        P("model", None, "data"), P("model", None, "data"), P("model", "data"), P("model", "data"), P("data", "model"),
-    ]  # fmt: skip
-    used = [layout(name, 4).spec(axes) for axes in WEIGHTS]
-    assert used == [P("model", None, None), P("model", None, None), P("model", None), P("model", None), P(None, "model")]
-
-
-def test_gathered_weights_are_split_twice_where_embed_does_not_divide() -> None:
-    odd = layout("gathered-2x2", 4, embed=15)
+def test_gathered_weights_are_stored_split_over_data_by_the_first_that_divides() -> None:
     both = ("model", "data")
-    specs = [odd.spec(axes, stored=True) for axes in WEIGHTS]
-    assert specs == [P(both, None, None), P(both, None, None), P(both, None), P(both, None), P(None, both)]
-    assert odd.spec(("ffn", "embed")) == P("model", None)
+    specs = [layout("gathered-2x2", 4).stored_spec(*item) for item in SHAPES.items()]
+    assert specs == [P("data", "model", None), P(both, None, None), P("data", "model"), P(both, None), P(both, None)]
+    where = layout("gathered", 8)  # 8 divides neither 12 heads nor 20 of the ffn
+    assert where.stored_spec(OUT, SHAPES[OUT]) == P("model", None, "data")
+    assert where.stored_spec(DOWN, SHAPES[DOWN]) == P("model", "data")
+    assert where.stored_spec(TABLE, SHAPES[TABLE]) == P(both, None)
+
+
+def test_gathered_weights_are_split_by_others_where_embed_does_not_divide() -> None:
+    odd, both = layout("gathered-2x2", 4, embed=15), ("model", "data")
+    specs = [odd.stored_spec(HEADS, (15, 12, 8)), odd.stored_spec(UP, (15, 20)), odd.stored_spec(DOWN, (20, 15))]
+    assert specs == [P(None, both, None), P(None, both), P(both, None)]
 
 
 @pytest.mark.parametrize("name", ["tensor", "replicated", "gathered", "gathered-2x2"])
-@pytest.mark.parametrize("stored", [False, True])
-def test_activations_and_vectors(name: str, stored: bool) -> None:
+def test_activations_and_vectors(name: str) -> None:
     where = layout(name, 4)
-    assert where.spec(("rows", None, None), stored=stored) == P("data", None, None)
+    assert where.spec(("rows", None, None)) == P("data", None, None)
     assert where.spec(("rows", "kv_heads", None, None)) == P("data", "model", None, None)
-    assert where.spec((None,), stored=stored) == P(None)
-    assert where.spec((), stored=stored) == P()
+    assert where.spec((None,)) == where.stored_spec((None,), (16,)) == P(None)
+    assert where.spec(()) == P()
 
 
 @pytest.mark.parametrize(
@@ -110,8 +115,8 @@ def test_what_sizes_must_divide_by(name: str, devices: int, embed: int, parts: i
 def test_sharding_places_an_array_and_constrain_moves_it() -> None:
     where = layout("gathered", 4)
     axes = ("ffn", "embed")
-    stored = jax.device_put(jnp.arange(128.0).reshape(8, 16), where.sharding(axes, stored=True))
-    assert {shard.data.shape for shard in stored.addressable_shards} == {(8, 4)}
+    stored = jax.device_put(jnp.arange(128.0).reshape(8, 16), where.stored(axes, (8, 16)))
+    assert {shard.data.shape for shard in stored.addressable_shards} == {(2, 16)}
     whole = jax.jit(lambda x: where.constrain(x, *axes))(stored)
     assert {shard.data.shape for shard in whole.addressable_shards} == {(8, 16)}
     assert jnp.array_equal(stored, whole)

@@ -132,7 +132,7 @@ def test_every_layout_holds_the_source_and_zeros(tmp_path: Path, name: str, devi
     assert {recipe.tensor for recipe in recipes} == set(tensors)
     for leaf, recipe in zip(leaves, recipes, strict=True):
         parameter = recipe.parameter
-        assert leaf.sharding == layout.sharding(parameter.axes, stored=True)
+        assert leaf.sharding == layout.stored(parameter.axes, parameter.shape)
         np.testing.assert_array_equal(leaf, by_hand(parameter, tensors, checkpoint.config), err_msg=parameter.path)
         back = recipe.pattern.inverse(_unpadded(np.asarray(leaf), parameter), recipe.sizes)
         np.testing.assert_array_equal(back, tensors[recipe.tensor], err_msg=recipe.tensor)
