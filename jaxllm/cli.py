@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ DEMO_PROMPT = "Why is the sky blue? Answer in three sentences."
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for an error (one line on stderr), 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
+    # transformers would tell everybody that torch is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ import numpy as np
 from checkpoints.hub import cache_dir
 from jaxllm.llm import LLM
 from jaxllm.requests import RequestError
+from jaxllm.score import Packing
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,21 @@ def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def answer(
-    llm: LLM, questions: Sequence[Question], indices: Sequence[int], *, truncate: bool, on_plan: Callable[[Any], None]
-) -> Iterator[Answer]:
-    """Answers to the questions at `indices`, as they come; `on_plan` is told what will run."""
-    asked = [questions[i] for i in indices]
-    packing = llm.pack([(q.query, [" " + choice for choice in q.choices]) for q in asked], truncate=truncate)
-    on_plan(packing)
-    starts = np.cumsum([0, *(len(q.choices) for q in asked)])
+def pack(llm: LLM, questions: Sequence[Question], *, truncate: bool) -> Packing:
+    """What will run for these questions."""
+    return llm.pack([(q.query, [" " + choice for choice in q.choices]) for q in questions], truncate=truncate)
+
+
+def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterator[Answer]:
+    """Answers to the questions that were packed, as they come, by their index among them."""
+    starts = np.cumsum([0, *(len(q.choices) for q in questions)])
     logprobs: dict[int, dict[int, float]] = {}
     for pair, score in llm.scorer.run(packing):
-        at = int(np.searchsorted(starts, pair, side="right")) - 1
-        index = indices[at]
+        index = int(np.searchsorted(starts, pair, side="right")) - 1
         found = logprobs.setdefault(index, {})
-        found[pair - int(starts[at])] = score.logprob
+        found[pair - int(starts[index])] = score.logprob
         if len(found) == len(questions[index].choices):
-            pairs = packing.pairs[starts[at] : starts[at + 1]]
+            pairs = packing.pairs[starts[index] : starts[index + 1]]
             longest = max(len(context) + len(continuation) for context, continuation in pairs)
             yield Answer(index, [found[i] for i in range(len(found))], longest)
             del logprobs[index]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from jaxllm.evaluate import Accuracy, Results, accuracy, answer, file_digest, hellaswag, read_questions
+from jaxllm.evaluate import Accuracy, Question, Results, accuracy, answers, file_digest, hellaswag, pack, read_questions
 from jaxllm.llm import LLM
+from jaxllm.requests import RequestError
 from jaxllm.score import Packing
 
 
@@ -49,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
     """`load` makes the LLM of the common options; its weights may still be on their way."""
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     timeline = Timeline()
     with timeline.phase("read"):
         path = hellaswag() if args.file == "hellaswag" else Path(args.file)
@@ -62,24 +65,9 @@ def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
     left = [i for i in range(len(questions)) if i not in done]
     if done:
         print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
-
-    def on_plan(packing: Packing) -> None:
-        print(describe(packing, llm))
-        with timeline.phase("compile"):
-            llm.scorer.compile(packing)
-        with timeline.phase("wait for weights"):
-            llm.scorer.params()
-
-    try:
-        with (
-            tqdm(total=len(left), unit="question", disable=not sys.stderr.isatty()) as bar,
-            timeline.phase("score, packing included"),
-        ):
-            for found in answer(llm, questions, left, truncate=args.truncate, on_plan=on_plan) if left else ():
-                results.add(found, questions[found.index])
-                bar.update()
-    finally:
-        results.close()
+    with contextlib.closing(results):
+        if left:
+            _score(args, llm, timeline, questions, left, results)
     print(timeline)
     print(accuracy(questions, results.answers))
     if args.plot:
@@ -87,17 +75,34 @@ def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
     return 0
 
 
+def _score(
+    args: argparse.Namespace, llm: LLM, timeline: Timeline, questions: list[Question], left: list[int], results: Results
+) -> None:
+    asked = [questions[i] for i in left]
+    with timeline.phase("tokenise and pack"):
+        packing = pack(llm, asked, truncate=args.truncate)
+    print(describe(packing, llm))
+    with timeline.phase("compile"):
+        llm.scorer.compile(packing)
+    with timeline.phase("wait for weights"):
+        llm.scorer.params()
+    with timeline.phase("score"), tqdm(total=len(left), unit="question", disable=not sys.stderr.isatty()) as bar:
+        for found in answers(llm, packing, asked):
+            results.add(replace(found, index=left[found.index]), asked[found.index])
+            bar.update()
+
+
 def describe(packing: Packing, llm: LLM) -> str:
     """What is shared and how full the rows are, in a few lines."""
     layout = llm.plan.layout
     return (
         f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
-        f"{len(packing.rows)} rows of {packing.length} tokens, {100 * packing.filled:.1f} % filled; layout {layout.name} on "
+        f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled; layout {layout.name} on "
         f"{layout.mesh.size} devices, {llm.plan.dtype}"
     )
 
 
-def plot(path: Path, timeline: Timeline, questions: list[Any], results: Results) -> None:
+def plot(path: Path, timeline: Timeline, questions: list[Question], results: Results) -> None:
     """Phases over time, and accuracy by the length of the questions, as a PNG. Needs matplotlib."""
     import matplotlib
 
@@ -124,9 +129,9 @@ def plot(path: Path, timeline: Timeline, questions: list[Any], results: Results)
     plt.close(figure)
 
 
-def by_length(questions: list[Any], results: Results, groups: int = 8) -> list[tuple[float, Accuracy]]:
+def by_length(questions: list[Question], results: Results, groups: int = 8) -> list[tuple[float, Accuracy]]:
     """(mean length, accuracy) of equal shares of the questions, shortest first."""
-    answers = sorted(results.answers, key=lambda a: a.tokens)
-    size = -(-len(answers) // groups)
-    parts = [answers[i : i + size] for i in range(0, len(answers), size)]
+    found = sorted(results.answers, key=lambda a: a.tokens)
+    size = -(-len(found) // groups)
+    parts = [found[i : i + size] for i in range(0, len(found), size)]
     return [(sum(a.tokens for a in part) / len(part), accuracy(questions, part)) for part in parts]

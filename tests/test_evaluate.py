@@ -122,3 +122,18 @@ def test_a_full_disk_keeps_what_was_scored(tmp_path: Path) -> None:
         pytest.skip("there is no /dev/full to stand for a full disk")
     with pytest.raises(RequestError, match=r"cannot be written.*free space"):
         Results(full, {"model": "m"})
+
+
+def test_a_plot_is_drawn(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[plot]'")
+    assert score(folder, file, "--plot", tmp_path / "plot.png") == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "tokenise and pack" in capsys.readouterr().out
+
+
+def test_a_plot_without_matplotlib_is_refused_first(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert score(folder, file, "--plot", tmp_path / "plot.png") == 1
+    assert "pip install 'jaxllm[plot]'" in capsys.readouterr().err
