@@ -17,6 +17,7 @@ from jaxllm.engine import Engine
 from jaxllm.plan import Plan, make_plan
 from jaxllm.requests import SamplingParams
 from jaxllm.scheduler import Sequence
+from jaxllm.steps import Steps
 from sharding.layout import NAMES, make_layout
 from sharding.mesh import pick_devices, virtual_cpu_devices
 
@@ -53,7 +54,9 @@ class Subject:
         else:
             params = load(checkpoint.source, checkpoint.rules, self.config, layout, args.dtype)
         jax.block_until_ready(params)
-        self.engine = Engine(self.config, layout, args.dtype, params, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+        self.engine = Engine(
+            Steps(self.config, layout, args.dtype), params, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+        )
         self._ids = 0
 
     def submit(self, prompts: list[list[int]], new_tokens: int) -> list[Sequence]:

@@ -15,11 +15,9 @@ import numpy as np
 from jaxllm import cache as kv
 from jaxllm.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
 from jaxllm.buckets import MAX_CHUNK, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
-from jaxllm.config import ModelConfig
 from jaxllm.requests import MAX_LOGPROBS, Logprob
 from jaxllm.scheduler import Scheduler, Sequence
 from jaxllm.steps import MAX_STEPS, Steps
-from sharding.layout import Layout
 from sharding.padding import round_up
 
 PREFILL_BUDGET = 2048  # prompt tokens a turn, while other rows wait to decode
@@ -31,9 +29,7 @@ class Engine:
 
     def __init__(
         self,
-        config: ModelConfig,
-        layout: Layout,
-        dtype: str,
+        steps: Steps,
         params: list[jax.Array],
         *,
         max_model_len: int,
@@ -41,13 +37,13 @@ class Engine:
         on_program: Callable[[str], None] = lambda name: None,
     ):
         """`on_program` is called with a program's name before its first use, which may compile it."""
-        self.config, self.layout, self.params = config, layout, params
-        self.steps = Steps(config, layout, dtype)
-        self.max_rows = round_up(max_num_seqs, layout.data)
+        self.steps, self.params = steps, params
+        self.config, self.layout = steps.config, steps.layout
+        self.max_rows = round_up(max_num_seqs, self.layout.data)
         self.max_length = cache_length(max_model_len, kv.BLOCK)
         self.scheduler = Scheduler(max_num_seqs)
         self.cache: kv.Cache = []
-        self.cache_dtype = kv.cache_dtype(dtype, layout.mesh.devices.flat[0].platform)
+        self.cache_dtype = kv.cache_dtype(steps.dtype, self.layout.platform)
         self.rows = self.length = 0
         self.on_program = on_program
         self.programs: set[tuple[Any, ...]] = set()

@@ -110,17 +110,19 @@ class LLM:
         self._params.set_result(params)
 
     @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self.config, self.plan.layout, self.plan.dtype)
+
+    @cached_property
     def engine(self) -> Engine:
         """What generates."""
-        plan = self.plan
-        sizes = {"max_model_len": plan.max_model_len, "max_num_seqs": plan.max_num_seqs}
-        return Engine(self.config, plan.layout, plan.dtype, self._params.result(), on_program=self._progress.say, **sizes)
+        sizes = {"max_model_len": self.plan.max_model_len, "max_num_seqs": self.plan.max_num_seqs}
+        return Engine(self._steps, self._params.result(), on_program=self._progress.say, **sizes)
 
     @cached_property
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        layout = self.plan.layout
-        return Scorer(Steps(self.config, layout, self.plan.dtype), self._params.result, row_length(layout.platform))
+        return Scorer(self._steps, self._params.result, row_length(self.plan.layout.platform))
 
     def _plan(
         self,

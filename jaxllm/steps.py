@@ -56,8 +56,7 @@ class Steps:
     """The steps of one model on one layout."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
-        self.layout = layout
-        self.config = config
+        self.config, self.layout, self.dtype = config, layout, dtype
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]

@@ -62,7 +62,7 @@ def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
         layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
         params = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
         sizes = {"max_model_len": 700, "max_num_seqs": SLOTS}
-        return Engine(checkpoint.config, layout, "float32", params, on_program=on_program, **sizes)
+        return Engine(Steps(checkpoint.config, layout, "float32"), params, on_program=on_program, **sizes)
 
     return make
 
