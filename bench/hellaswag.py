@@ -47,11 +47,12 @@ def main() -> None:
     lap("load")
     encoder = PairEncoder.of(tokenizer_of(args, subject))
     texts = [(q.query, " " + choice) for q in questions for choice in q.choices]
-    pairs = fit(encoder.pairs(texts), subject.config.max_position, subject.config.vocab_size, truncate=False)
+    names = [f"{q.where}, choice {i}" for q in questions for i in range(len(q.choices))]
+    pairs = fit(encoder.pairs(texts), names, subject.config.max_position, subject.config.vocab_size, truncate=False)
     lap("tokenise")
     steps = subject.engine.steps
     scorer = Scorer(steps, lambda: subject.engine.params, row_length(steps.layout.platform))
-    packing = scorer.plan(pairs)
+    packing = scorer.plan(pairs, names)
     lap("pack")
     scorer.compile(packing)
     lap("compile")

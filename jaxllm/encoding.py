@@ -74,12 +74,12 @@ def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     return context[:kept], context[kept:] + continuation
 
 
-def fit(pairs: Sequence[Pair], context: int, vocab: int, truncate: bool) -> list[Pair]:
+def fit(pairs: Sequence[Pair], names: Sequence[str], context: int, vocab: int, truncate: bool) -> list[Pair]:
     """Pairs that a model with so many positions can score; its last token is never fed, so one more than that fits.
 
     Longer ones lose the start of their context if `truncate`. Raises RequestError naming the first that cannot be scored.
     """
-    return [_fit(f"continuation {i}", *pair, context + 1, vocab, truncate) for i, pair in enumerate(pairs)]
+    return [_fit(name, *pair, context + 1, vocab, truncate) for name, pair in zip(names, pairs, strict=True)]
 
 
 def _fit(name: str, context: Sequence[int], continuation: Sequence[int], limit: int, vocab: int, truncate: bool) -> Pair:
@@ -89,7 +89,7 @@ def _fit(name: str, context: Sequence[int], continuation: Sequence[int], limit: 
     check_ids(name, continuation, vocab)
     excess = len(context) + len(continuation) - limit
     if excess > 0 and not (truncate and len(continuation) < limit):
-        remedy = "shorten it" if truncate else "shorten it, or pass truncate=True to cut contexts from the left"
+        remedy = "shorten it" if truncate else "shorten it, or cut contexts from the left: truncate=True, --truncate"
         raise RequestError(f"{name} and its context have {limit + excess} tokens, and the model takes {limit}: {remedy}")
     return context[max(excess, 0) :], continuation
 

@@ -27,11 +27,12 @@ from jaxllm.score import Packing
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question; `gold` is the index of the right choice."""
+    """A multiple-choice question; `gold` is the index of the right choice, `where` the file and line that it comes from."""
 
     query: str
     choices: tuple[str, ...]
     gold: int
+    where: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _question(line: str, where: str) -> Question:
         raise RequestError(f'{where}: "choices" is empty, or one of them is: give at least one token to score in each')
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise RequestError(f'{where}: "gold" is {gold!r}, which is not the index of one of {len(choices)} choices')
-    return Question(query, tuple(choices), gold)
+    return Question(query, tuple(choices), gold, where)
 
 
 def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
@@ -106,7 +107,8 @@ def _stderr(values: np.ndarray) -> float:
 
 def pack(llm: LLM, questions: Sequence[Question], *, truncate: bool) -> Packing:
     """What will run for these questions."""
-    return llm.pack([(q.query, [" " + choice for choice in q.choices]) for q in questions], truncate=truncate)
+    requests = [(q.query, [" " + choice for choice in q.choices]) for q in questions]
+    return llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
 
 
 def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterator[Answer]:

@@ -205,13 +205,20 @@ class LLM:
         flat = iter(scores)
         return [[score for _, score in zip(continuations, flat, strict=False) if score] for _, continuations in requests]
 
-    def pack(self, requests: Sequence[ScoreRequest], *, truncate: bool = False) -> Packing:
-        """What `score` would run for these requests; the pairs are their continuations in order."""
+    def pack(self, requests: Sequence[ScoreRequest], *, truncate: bool = False, names: Sequence[str] | None = None) -> Packing:
+        """What `score` would run for these requests; the pairs are their continuations in order.
+
+        `names` are what errors call the requests.
+        """
+        names = [f"request {i}" for i in range(len(requests))] if names is None else names
         flat = [(context, continuation) for context, continuations in requests for continuation in continuations]
+        counts = [len(continuations) for _, continuations in requests]
+        of_pairs = [f"{name}, continuation {i}" for name, n in zip(names, counts, strict=True) for i in range(n)]
         texts = [pair for pair in flat if isinstance(pair[0], str)]
         encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
         pairs = [next(encoded) if isinstance(pair[0], str) else pair for pair in flat]
-        return self.scorer.plan(fit(pairs, self.max_score_len, self.config.vocab_size, truncate))  # type: ignore[arg-type]
+        fitting = fit(pairs, of_pairs, self.max_score_len, self.config.vocab_size, truncate)  # type: ignore[arg-type]
+        return self.scorer.plan(fitting, of_pairs)
 
     @cached_property
     def pair_encoder(self) -> PairEncoder:

@@ -58,17 +58,16 @@ class Scorer:
         self.layout = steps.layout
         self._programs: dict[tuple[int, int, int], Callable[..., Scored]] = {}
 
-    def plan(self, pairs: Sequence[Pair]) -> Packing:
-        """What will run: which tokens, in which rows."""
+    def plan(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
+        """What will run: which tokens, in which rows. `names` are what errors call the pairs."""
         trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
         longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
         share = -(-trie.tokens // self.layout.data)
         length = max(min(power_of_two(share), self.most), power_of_two(longest), TILE)
-        rows = pack(trie, length, max(length // 2, TILE))
+        rows = [Asked(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
         if self.layout.platform != "cpu":
-            rows.sort(key=lambda row: window(row.end))  # few programs, and neighbours in need of the same one
-        asked = [Asked(pairs, row, self.steps.config.vocab_size) for row in rows]
-        return Packing(pairs, asked, length)
+            rows.sort(key=lambda asked: asked.window)  # few programs, and neighbours in need of the same one
+        return Packing(pairs, names, rows, length)
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
@@ -83,9 +82,9 @@ class Scorer:
             sizes = self._sizes(asked, packing.length)
             queued.append((asked, self._program(*sizes)(params, self._batch(asked, *sizes))))
             if len(queued) > AHEAD:
-                yield from _scores(packing.pairs, *queued.popleft())
+                yield from _scores(packing, *queued.popleft())
         for step in queued:
-            yield from _scores(packing.pairs, *step)
+            yield from _scores(packing, *step)
 
     def _steps(self, packing: Packing) -> list[list[Asked]]:
         data = self.layout.data
@@ -96,7 +95,7 @@ class Scorer:
         places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
         if self.layout.platform == "cpu":
             return length, places, 0
-        widest = max(window(one.row.end) for one in asked)
+        widest = max(one.window for one in asked)
         return length, places, min(power_of_two(widest), length // TILE - 1) if widest else 0
 
     def _program(self, length: int, places: int, span: int) -> Callable[..., Scored]:
@@ -118,14 +117,15 @@ class Scorer:
         def zeros(*shape: int) -> np.ndarray:
             return np.zeros((data, *shape), np.int32)
 
-        end = np.tile(np.arange(1, length + 1, dtype=np.int32), (data, 1))
-        pairs = zeros(tiles * (tiles + 1) // 2)
+        end = np.arange(1, length + 1, dtype=np.int32)
+        key_tiles = zeros(tiles * (tiles + 1) // 2)
+        first, key_tiles[:, :tiles] = tile_pairs(end)
         batch = PackedBatch(
             zeros(length),
             zeros(length),
-            end,
-            zeros(tiles + 1),
-            pairs,
+            np.tile(end, (data, 1)),
+            np.tile(first, (data, 1)),
+            key_tiles,
             zeros(places),
             zeros(places, TARGETS),
             np.zeros((), np.int32),
@@ -138,10 +138,8 @@ class Scorer:
         for i, one in enumerate(asked):
             n = len(one.scored)
             batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
+            batch.first[i], batch.key_tiles[i, : len(one.key_tiles)] = one.first, one.key_tiles
             batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
-        for i, end in enumerate(batch.end):
-            batch.first[i], pairs = tile_pairs(end)
-            batch.key_tiles[i, : len(pairs)] = pairs
         chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in asked))
         return jax.device_put(batch._replace(chunks=chunks), shardings)
 
@@ -151,8 +149,13 @@ class Packing:
     """Pairs and the rows of `length` tokens that hold them."""
 
     pairs: Sequence[Pair]
+    names: Sequence[str]
     rows: list[Asked]
     length: int
+
+    def name(self, pair: int) -> str:
+        """What errors call it."""
+        return self.names[pair] if self.names else f"request {pair}"
 
     @property
     def unshared(self) -> int:
@@ -177,10 +180,13 @@ class Asked:
       scored: [p] int32, tokens of the row that go to the head.
       targets: [p, TARGETS] int32.
       found: for each pair in the row, where its targets are in the flattened [p, TARGETS].
+      first, key_tiles, window: which tiles of the row see which (`jaxllm.tree_attention`).
     """
 
     def __init__(self, pairs: Sequence[Pair], row: Row, vocab: int):
         self.row = row
+        self.first, self.key_tiles = tile_pairs(row.end)
+        self.window = window(self.first, self.key_tiles)
         parts = [(path[len(pairs[i][0]) - 1 :], pairs[i][1]) for i, path in zip(row.members, row.paths, strict=True)]
         nodes = np.concatenate([path for path, _ in parts]).astype(np.int64)
         ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])
@@ -195,11 +201,14 @@ class Asked:
         self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
 
 
-def _scores(pairs: Sequence[Pair], asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
+def _scores(packing: Packing, asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
     host: Scored = jax.device_get(scored)
     for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
             logprobs = logprob.reshape(-1)[found].astype(np.float64)
             if np.isnan(logprobs).any():
-                raise RequestError(f"request {i}: the model's logits are not numbers; try dtype='float32', or check its weights")
-            yield i, Score(float(logprobs.sum()), logprobs.tolist(), bool(greedy.reshape(-1)[found].all()), list(pairs[i][1]))
+                raise RequestError(
+                    f"{packing.name(i)}: the model's logits are not numbers; try dtype='float32', or check its weights"
+                )
+            ids = list(packing.pairs[i][1])
+            yield i, Score(float(logprobs.sum()), logprobs.tolist(), bool(greedy.reshape(-1)[found].all()), ids)

@@ -29,10 +29,9 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(query, np.arange(len(reach) + 1)).astype(np.int32), key.astype(np.int32)
 
 
-def window(end: np.ndarray) -> int:
-    """How many tiles before its own a query tile must read, at most, in a row with these `end` [T]."""
-    first, key = tile_pairs(end)
-    return int((np.arange(len(first) - 1) - key[first[:-1]]).max())
+def window(first: np.ndarray, key_tiles: np.ndarray) -> int:
+    """How many tiles before its own a query tile must read, at most, where `tile_pairs` are these."""
+    return int((np.arange(len(first) - 1) - key_tiles[first[:-1]]).max())
 
 
 def over_trees(layout: Layout, batch: PackedBatch, window: int) -> Attend:

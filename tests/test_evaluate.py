@@ -37,7 +37,7 @@ def score(folder: Path, *arguments: Any) -> int:
 
 
 def test_accuracy_is_lm_evals() -> None:
-    questions = [Question("q", ("a", "bbbb"), 0), Question("q", ("a", "bbbb"), 1), Question("q", ("a", "b"), 1)]
+    questions = [Question("q", choices, gold, "") for choices, gold in ((("a", "bbbb"), 0), (("a", "bbbb"), 1), (("a", "b"), 1))]
     answers = [Answer(0, [-2.0, -4.0], 3), Answer(1, [-2.0, -4.0], 3), Answer(2, [-1.0, -2.0], 3)]
     found = accuracy(questions, answers)
     assert (found.acc, found.acc_norm) == (1 / 3, 1 / 3)  # per character the second's right choice is the better, the first's not
@@ -112,7 +112,8 @@ def test_a_malformed_line_is_named(file: Path, line: str, said: str) -> None:
 def test_a_question_too_long_is_refused_or_truncated(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(json.dumps({"query": "word " * 100, "choices": ["a", "b"], "gold": 0}) + "\n")
     assert score(folder, file) == 1
-    assert "the model takes 257" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{file}, line 1, continuation 0 and its context have" in said and "the model takes 257" in said
     assert score(folder, file, "--truncate") == 0
 
 

@@ -118,11 +118,12 @@ def test_both_forms_of_attention_agree(kv_heads: int) -> None:
         weights = np.exp(np.where(seen, dots, -np.inf))
         weights /= weights.sum(-1, keepdims=True)
         expected = np.einsum("nqk,knh->qnh", weights, np.repeat(v, 3 // kv_heads, axis=1))
-        width = trees.window(row.end)
+        pairs = trees.tile_pairs(row.end)
+        width = trees.window(*pairs)
         assert width < 4
         end = jax.numpy.asarray(row.end)
         by_windows = trees.by_windows(q, k, v, end, width)
-        by_pairs = trees.by_pairs(q, k, v, end, *map(jax.numpy.asarray, trees.tile_pairs(row.end)))
+        by_pairs = trees.by_pairs(q, k, v, end, *map(jax.numpy.asarray, pairs))
         np.testing.assert_allclose(by_windows, expected, atol=1e-5)
         np.testing.assert_allclose(by_pairs, expected, atol=1e-5)
 
@@ -172,10 +173,10 @@ def test_llm_scores_texts_and_ids(tmp_path: Path) -> None:
     assert empty == begun
     assert str(llm.pair_encoder).startswith("texts start without <s>")
     for context, continuation, said in [
-        ([], [1], "continuation 0: its context is empty"),
-        ([1], [], "continuation 0: its continuation is empty"),
-        ([1], [258], "continuation 0 holds token id 258"),
-        ([1] * 60, [1] * 6, "continuation 0 and its context have 66 tokens, and the model takes 65"),
+        ([], [1], "request 0, continuation 0: its context is empty"),
+        ([1], [], "request 0, continuation 0: its continuation is empty"),
+        ([1], [258], "request 0, continuation 0 holds token id 258"),
+        ([1] * 60, [1] * 6, "request 0, continuation 0 and its context have 66 tokens, and the model takes 65"),
     ]:
         with pytest.raises(RequestError, match=said):
             llm.score([(context, [continuation])])
