@@ -66,9 +66,9 @@ class Decoder(nnx.Module):
         attends = [over_cache(self.layout, layer, batch) for layer in cache]
         return self._run(batch.tokens, positions, batch.lengths, attends)
 
-    def packed(self, batch: PackedBatch, window: int) -> jax.Array:
+    def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
-        attend = over_trees(self.layout, batch, window)
+        attend = over_trees(self.layout, batch, width)
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
         return self._run(batch.tokens, batch.position, lengths, [attend] * len(self.blocks))[0]
 

@@ -19,7 +19,7 @@ from jaxllm.buckets import power_of_two
 from jaxllm.loglikelihood import CHUNK
 from jaxllm.requests import RequestError
 from jaxllm.steps import Steps
-from jaxllm.tree_attention import TILE, tile_pairs, window
+from jaxllm.tree_attention import TILE, tile_pairs
 from jaxllm.trie import Row, Trie, pack
 from sharding.padding import round_up
 
@@ -66,7 +66,7 @@ class Scorer:
         length = max(min(power_of_two(share), self.most), power_of_two(longest), TILE)
         rows = [Asked(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
         if self.layout.platform != "cpu":
-            rows.sort(key=lambda asked: asked.window)  # few programs, and neighbours in need of the same one
+            rows.sort(key=lambda asked: asked.width)  # few programs, and neighbours in need of the same one
         return Packing(pairs, names, rows, length)
 
     def compile(self, packing: Packing) -> None:
@@ -91,18 +91,17 @@ class Scorer:
         return [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
 
     def _sizes(self, asked: list[Asked], length: int) -> tuple[int, int, int]:
-        """Of a step's program: length of its rows, how many tokens of each may go to the head, window of its attention."""
+        """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
         places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
         if self.layout.platform == "cpu":
             return length, places, 0
-        widest = max(one.window for one in asked)
-        return length, places, min(power_of_two(widest), length // TILE - 1) if widest else 0
+        return length, places, min(round_up(max(one.width for one in asked), 2), length // TILE)
 
-    def _program(self, length: int, places: int, span: int) -> Callable[..., Scored]:
-        key = (length, places, span)
+    def _program(self, length: int, places: int, width: int) -> Callable[..., Scored]:
+        key = (length, places, width)
         if key not in self._programs:
             batch = self.abstract_batch(length, places)
-            self._programs[key] = self.steps.score.lower(self.steps.abstract_params(), batch, window=span).compile()
+            self._programs[key] = self.steps.score.lower(self.steps.abstract_params(), batch, width=width).compile()
         return self._programs[key]
 
     def abstract_batch(self, length: int, places: int) -> PackedBatch:
@@ -180,13 +179,14 @@ class Asked:
       scored: [p] int32, tokens of the row that go to the head.
       targets: [p, TARGETS] int32.
       found: for each pair in the row, where its targets are in the flattened [p, TARGETS].
-      first, key_tiles, window: which tiles of the row see which (`jaxllm.tree_attention`).
+      first, key_tiles: which tiles of the row see which (`jaxllm.tree_attention`).
+      width: tiles that one sees, at most.
     """
 
     def __init__(self, pairs: Sequence[Pair], row: Row, vocab: int):
         self.row = row
         self.first, self.key_tiles = tile_pairs(row.end)
-        self.window = window(self.first, self.key_tiles)
+        self.width = int(np.diff(self.first).max())
         parts = [(path[len(pairs[i][0]) - 1 :], pairs[i][1]) for i, path in zip(row.members, row.paths, strict=True)]
         nodes = np.concatenate([path for path, _ in parts]).astype(np.int64)
         ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])

@@ -64,7 +64,7 @@ class Steps:
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         self.prefill = jit(self._prefill)
         self.decode = jit(self._decode)
-        self.score = jax.jit(self._score, static_argnames="window", compiler_options=options)
+        self.score = jax.jit(self._score, static_argnames="width", compiler_options=options)
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
         """The decoder with these parameters."""
@@ -94,10 +94,10 @@ class Steps:
         # or a neighbour, is sampled.
         return sample(jax.lax.optimization_barrier(model.logits(hidden)), sampling, top_logprobs)
 
-    def _score(self, leaves: list[jax.Array], batch: PackedBatch, window: int) -> Scored:
-        """Log-probabilities that a packed batch asks for; there is no cache. `window`: see `jaxllm.tree_attention`."""
+    def _score(self, leaves: list[jax.Array], batch: PackedBatch, width: int) -> Scored:
+        """Log-probabilities that a packed batch asks for; there is no cache. `width`: see `jaxllm.tree_attention`."""
         model = self.model(leaves)
-        return score_hidden(model, model.packed(batch, window), batch)
+        return score_hidden(model, model.packed(batch, width), batch)
 
     def _decode(
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None

@@ -1,9 +1,11 @@
 """Attention inside packed trees: query i sees key j where `j <= i < end[j]` (`jaxllm.trie`).
 
-Two forms of the same sum, both in tiles so that the cost follows the trees and not the row. On a CPU a loop goes over the pairs
-of tiles that have anything to see, which the host lists. On a GPU such a loop would wait for the host in every turn: each query
-tile reads a window of the tiles before it, whose width the program is compiled for. A tile's result takes the place of its
-queries: XLA would make the zeros for the results of all layers at once, before the first.
+Two forms of the same sum, both in tiles so that the cost follows the trees and not the row: a query tile sees its own and those
+before it, often far before it, that hold the path above, and the host lists them. On a CPU a loop goes over the pairs of tiles.
+On a GPU such a loop would wait for the host in every turn: each query tile reads as many tiles as the longest list has, a number
+that the program is compiled for. (Reading every tile between the first and its own would be ten times as many: all trees of
+LLaMA's tokenizer begin with one token.) A tile's result takes the place of its queries: XLA would make the zeros for the results
+of all layers at once, before the first.
 """
 
 from __future__ import annotations
@@ -29,19 +31,14 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(query, np.arange(len(reach) + 1)).astype(np.int32), key.astype(np.int32)
 
 
-def window(first: np.ndarray, key_tiles: np.ndarray) -> int:
-    """How many tiles before its own a query tile must read, at most, where `tile_pairs` are these."""
-    return int((np.arange(len(first) - 1) - key_tiles[first[:-1]]).max())
-
-
-def over_trees(layout: Layout, batch: PackedBatch, window: int) -> Attend:
-    """Tokens see their ancestors and themselves. `window`: tiles before its own that a query tile may need."""
+def over_trees(layout: Layout, batch: PackedBatch, width: int) -> Attend:
+    """Tokens see their ancestors and themselves. `width`: key tiles that any query tile sees, at most; a CPU needs none."""
     rows, heads = layout.spec(("rows", None)), layout.spec(("rows", None, "heads", None))
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array) -> jax.Array:
         if layout.platform == "cpu":
             return jnp.stack([by_pairs(*row) for row in zip(q, k, v, end, first, key_tiles, strict=True)])
-        return jnp.stack([by_windows(*row, window) for row in zip(q, k, v, end, strict=True)])
+        return jnp.stack([by_lists(*row, width) for row in zip(q, k, v, end, first, key_tiles, strict=True)])
 
     over = jax.shard_map(
         local, mesh=layout.mesh, in_specs=(heads, heads, heads, rows, rows, rows), out_specs=heads, check_vma=False
@@ -90,20 +87,25 @@ def by_pairs(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: ja
     return _untiled(jax.lax.fori_loop(0, len(q), query_tile, q))
 
 
-def by_windows(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, window: int) -> jax.Array:
-    """`by_pairs` for a GPU: every query tile reads its own and `window` tiles before."""
+def by_lists(
+    q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array, width: int
+) -> jax.Array:
+    """`by_pairs` for a GPU: every query tile reads `width` key tiles, those past its list masked."""
     heads, scale = k.shape[1], q.shape[-1] ** -0.5
-    before, span = window * TILE, (window + 1) * TILE
-    q = _tiled(q, heads)
-    k, v = (jnp.pad(x.swapaxes(0, 1), ((0, 0), (before, 0), (0, 0))) for x in (k, v))
-    end = jnp.pad(end, (before, 0))  # padding has expired before anything
+    q, end = _tiled(q, heads), end.reshape(-1, TILE)
+    k, v = (x.reshape(-1, TILE, *x.shape[1:]).transpose(2, 0, 1, 3) for x in (k, v))  # K tiles TILE H
+    index = jnp.arange(TILE)
 
     def query_tile(i: jax.Array, q: jax.Array) -> jax.Array:
-        key, value = (jax.lax.dynamic_slice_in_dim(x, i * TILE, span, axis=1) for x in (k, v))
+        pair = first[i] + jnp.arange(width)
+        j = jnp.take(key_tiles, pair, mode="clip")  # M
+        key, value = (jnp.take(x, j, axis=1, mode="clip").reshape(heads, width * TILE, -1) for x in (k, v))
         scores = dot("kqh,ksh->kqs", q[i], key)
-        row, column = i * TILE + jnp.arange(TILE)[:, None], i * TILE - before + jnp.arange(span)[None, :]
-        seen = (column <= row) & (row < jax.lax.dynamic_slice_in_dim(end, i * TILE, span)[None, :])
-        scores = jnp.where(seen[None, None], scores.reshape(heads, -1, TILE, span), -jnp.inf).reshape(scores.shape)
+        column = (j[:, None] * TILE + index[None, :]).reshape(1, -1)
+        expiry = jnp.where((pair < first[i + 1])[:, None], jnp.take(end, j, axis=0, mode="clip"), 0).reshape(1, -1)
+        row = (i * TILE + index)[:, None]
+        seen = (column <= row) & (row < expiry)
+        scores = jnp.where(seen[None, None], scores.reshape(heads, -1, *seen.shape), -jnp.inf).reshape(scores.shape)
         p = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * scale)
         y = dot("kqs,ksh->kqh", p.astype(v.dtype), value) / p.sum(axis=-1, keepdims=True)
         return q.at[i].set(y.astype(q.dtype))

@@ -79,11 +79,11 @@ def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
     assert program.memory.alias == cache_bytes(layout, 4)
 
 
-def score_program(kind: str, dtype: str, layout_name: str, layers: int, window: int) -> Program:
+def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> Program:
     config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
     steps = Steps(config, layout, dtype)
     batch = Scorer(steps, list, ROW).abstract_batch(ROW, ROW)
-    return analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, window=window))
+    return analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, width=width))
 
 
 ROW = 16384  # tokens of a step on each device
@@ -92,7 +92,7 @@ ROW = 16384  # tokens of a step on each device
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
     """The embedding, seven matrices a layer and the head; and what a layer needs is freed when it is done."""
-    program = score_program(kind, dtype, "gathered", layers=4, window=16)
+    program = score_program(kind, dtype, "gathered", layers=4, width=8)
     assert {c.kind for c in program.collectives} == {"all-gather"}
     assert program.count("all-gather") == 7 * 4 + 2
     assert not any(c.in_loop for c in program.collectives)
@@ -104,18 +104,18 @@ def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
     assert program.memory is not None
     whole = program.memory.argument + program.memory.temp + (CONFIG.num_layers - 4) * CONFIG.layer_params * 2 // 4
     assert whole < 0.9 * 32e9
-    deeper = score_program(kind, dtype, "gathered", layers=6, window=16)
+    deeper = score_program(kind, dtype, "gathered", layers=6, width=8)
     assert deeper.memory is not None and deeper.memory.temp < 1.02 * program.memory.temp
 
 
 def test_gathers_hide_behind_products_on_h100() -> None:
     """Each begins before a product of the one before it; of the embedding and the first layer's first there is none."""
-    program = score_program("h100", "bfloat16", "gathered", layers=4, window=16)
+    program = score_program("h100", "bfloat16", "gathered", layers=4, width=8)
     behind = program.products_behind("all-gather")
     assert len(behind) == 7 * 4 + 2
     assert min(behind[2:]) >= 1
 
 
 def test_replicated_scoring_exchanges_nothing() -> None:
-    program = score_program("h100", "bfloat16", "replicated", layers=2, window=16)
+    program = score_program("h100", "bfloat16", "replicated", layers=2, width=8)
     assert program.collectives == []
