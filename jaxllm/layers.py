@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ModelConfig
-from sharding.layout import Axes, Layout
+from sharding.layout import AMPERE, Axes, Layout
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -81,7 +81,7 @@ def _fewest_rows(layout: Layout, dtype: jnp.dtype) -> int:
         return 1
     if layout.platform == "cpu":
         return 4
-    return 2 if layout.before_ampere else 1
+    return 2 if layout.capability < AMPERE else 1
 
 
 def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:

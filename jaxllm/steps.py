@@ -20,7 +20,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.loglikelihood import score_hidden
 from jaxllm.model import Decoder
 from jaxllm.sampling import sample
-from sharding.layout import Layout
+from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
 
@@ -42,7 +42,7 @@ class DecodeLoop(NamedTuple):
 
 def compiler_options(layout: Layout) -> dict[str, Any]:
     """What XLA is told beside the program."""
-    if layout.before_ampere:
+    if layout.capability < AMPERE:
         # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
         return {"xla_gpu_dot_merger_threshold_mb": 0}
     if layout.platform == "cpu":
@@ -50,6 +50,16 @@ def compiler_options(layout: Layout) -> dict[str, Any]:
         # smaller one, and with another exp a row's bits depend on the length of the cache.
         return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     return {}
+
+
+def scoring_options(layout: Layout) -> dict[str, Any]:
+    """What XLA is told beside a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
+
+    The estimator matters: without it, XLA takes a gather for so slow that it begins those of the first layers all at once.
+    """
+    if not layout.gathered or layout.capability >= HOPPER:
+        return {}
+    return {"xla_gpu_enable_latency_hiding_scheduler": True, "xla_gpu_enable_analytical_latency_estimator": True}
 
 
 class Steps:
@@ -64,7 +74,7 @@ class Steps:
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         self.prefill = jit(self._prefill)
         self.decode = jit(self._decode)
-        self.score = jax.jit(self._score, static_argnames="width", compiler_options=options)
+        self.score = jax.jit(self._score, static_argnames="width", compiler_options=options | scoring_options(layout))
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
         """The decoder with these parameters."""

@@ -27,6 +27,8 @@ COLLECTIVES = (
 COPIES = ("copy", "convert", "transpose", "reverse", "slice", "dynamic-slice", "concatenate", "pad", "broadcast")
 # They may stand between a copy and its source, and move nothing.
 FREE = ("bitcast", "reshape", "get-tuple-element")
+# What a schedule of a GPU is made of, beside collectives.
+COMPUTES = ("fusion", "custom-call", "dot", "while", "call", "conditional", "copy")
 # Elsewhere `to_apply` names the operator of a reduction.
 CALLS = ("call", "while", "conditional", "async-start", "fusion")
 
@@ -64,6 +66,15 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """A collective, and the work between its start and its end: none where it is not asynchronous."""
+
+    collective: Collective
+    products: int  # instructions that are matrix products or hold some
+    moved: int  # bytes of the operands and results of all
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one device. `alias` is part of `argument` and of `output`."""
 
@@ -95,20 +106,27 @@ class Program:
             raise ValueError(f"unknown collective {kind!r}; there are {', '.join(COLLECTIVES)}")
         return sum(collective.kind == kind for collective in self.collectives)
 
-    def products_behind(self, kind: str) -> list[int]:
-        """For each collective of a kind in the entry computation: the matrix products scheduled between its start and its end.
+    def overlaps(self, kind: str) -> list[Overlap]:
+        """What hides each collective of a kind in the entry computation.
 
-        0 where it is not asynchronous. The text of a compiled program is in the order of its schedule.
+        The text of a compiled program is in the order of its schedule.
         """
         computation = self.module.computations[self.module.entry]
-        products, open_at, behind = 0, {}, {}
+        pending: dict[str, tuple[int, int]] = {}
+        found: dict[str, Overlap] = {}
+        products = moved = 0
         for i in computation.values():
             if i.opcode in (kind, f"{kind}-start"):
-                open_at[i.name], behind[i.name] = products, 0
+                collective = _collective(i, computation, self.module.entry, False)
+                pending[i.name], found[i.name] = (products, moved), Overlap(collective, 0, 0)
             elif i.opcode == f"{kind}-done":
-                behind[i.operands[0]] = products - open_at[i.operands[0]]
-            products += self._multiplies(i)
-        return list(behind.values())
+                start = i.operands[0]
+                before = pending[start]
+                found[start] = Overlap(found[start].collective, products - before[0], moved - before[1])
+            elif i.opcode in COMPUTES:
+                products += self._multiplies(i)
+                moved += _total(i.results) + sum(_total(computation[name].results) for name in i.operands)
+        return list(found.values())
 
     def _multiplies(self, i: Instruction) -> bool:
         if i.opcode == "dot" or (i.opcode == "custom-call" and "dot_general" in i.source):

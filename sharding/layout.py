@@ -24,6 +24,9 @@ Axes = tuple[str | None, ...]
 SPLIT_OVER_MODEL = ("heads", "kv_heads", "ffn", "vocab")
 NAMES = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data, B over model)"
 
+# NVIDIA's compute capabilities: the first with Triton kernels in XLA, and the first for which it overlaps collectives unasked
+AMPERE, HOPPER = 8.0, 9.0
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -52,12 +55,12 @@ class Layout:
         return str(self.mesh.devices.flat[0].platform)
 
     @property
-    def before_ampere(self) -> bool:
-        """Are these NVIDIA GPUs of a compute capability below 8, such as V100 or T4?"""
+    def capability(self) -> float:
+        """Compute capability of NVIDIA GPUs, such as 9.0; infinite for every other device, which has no limits of old GPUs."""
         if self.platform != "gpu":
-            return False
+            return math.inf
         capability = str(self.mesh.devices.flat[0].compute_capability)
-        return capability[:1].isdigit() and float(capability) < 8  # AMD's begin with letters
+        return float(capability) if capability[:1].isdigit() else math.inf  # AMD's begin with letters
 
     @property
     def parts(self) -> int:

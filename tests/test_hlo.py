@@ -299,6 +299,9 @@ ENTRY %main (w: f32[2,8]) -> f32[8,8] {
 """
 
 
-def test_products_behind_a_collective_are_those_between_its_start_and_its_end() -> None:
-    assert analyse(SCHEDULED).products_behind("all-gather") == [0, 2, 0]
-    assert analyse(SCHEDULED).products_behind("all-reduce") == []
+def test_what_hides_a_collective_is_between_its_start_and_its_end() -> None:
+    overlaps = analyse(SCHEDULED).overlaps("all-gather")
+    assert [o.products for o in overlaps] == [0, 2, 0]
+    assert [o.moved for o in overlaps] == [0, 5 * 256 + 64, 0]
+    assert {o.collective.nbytes for o in overlaps} == {256}
+    assert analyse(SCHEDULED).overlaps("all-reduce") == []
