@@ -38,7 +38,7 @@ def over_trees(layout: Layout, batch: PackedBatch, width: int) -> Attend:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array) -> jax.Array:
         if layout.platform == "cpu":
             return jnp.stack([by_pairs(*row) for row in zip(q, k, v, end, first, key_tiles, strict=True)])
-        return jnp.stack([by_lists(*row, width) for row in zip(q, k, v, end, first, key_tiles, strict=True)])
+        return jnp.stack([by_lists(*row, width=width) for row in zip(q, k, v, end, first, key_tiles, strict=True)])
 
     over = jax.shard_map(
         local, mesh=layout.mesh, in_specs=(heads, heads, heads, rows, rows, rows), out_specs=heads, check_vma=False
@@ -88,7 +88,7 @@ def by_pairs(q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: ja
 
 
 def by_lists(
-    q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array, width: int
+    q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array, *, width: int
 ) -> jax.Array:
     """`by_pairs` for a GPU: every query tile reads `width` key tiles, those past its list masked."""
     heads, scale = k.shape[1], q.shape[-1] ** -0.5

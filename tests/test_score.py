@@ -122,7 +122,7 @@ def test_both_forms_of_attention_agree(kv_heads: int) -> None:
         width = int(np.diff(pairs[0]).max())
         end = jax.numpy.asarray(row.end)
         by_pairs = trees.by_pairs(q, k, v, end, *map(jax.numpy.asarray, pairs))
-        by_lists = trees.by_lists(q, k, v, end, *map(jax.numpy.asarray, pairs), width)
+        by_lists = trees.by_lists(q, k, v, end, *map(jax.numpy.asarray, pairs), width=width)
         np.testing.assert_allclose(by_lists, expected, atol=1e-5)
         np.testing.assert_allclose(by_pairs, expected, atol=1e-5)
 
