@@ -2,15 +2,18 @@
 
     python -m bench.hellaswag FILE --dtype bfloat16 --peer lm-eval
     python -m bench.hellaswag FILE --config llama-30b --tokenizer tokenizer.model --dtype bfloat16
+    python -m bench.hellaswag FILE --config llama-30b --tokenizer tokenizer.model --dtype float16 --layout gathered --on 4xV100
 
 FILE holds JSON lines of "query", "choices" and "gold". Prints what is shared and how it is packed, the time by phase, MFU against
 a measured matmul rate, and the challenge's board. With `--peer`, lm-eval's `hf` model scores the same requests in the same run,
-each side timed without loading and tokenising. The last line of stdout is one JSON document.
+each side timed without loading and tokenising. With `--on`, nothing is scored: the run is compiled for GPUs that are not here
+and its time predicted. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -19,23 +22,17 @@ import jax
 
 from bench.challenge import board
 from bench.machine import describe, matmul_rate, process_seconds, report
+from bench.prediction import predict, target_layout, target_scorer
 from bench.subject import Subject, add_options
+from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, fit
-from jaxllm.evaluate import Answer, accuracy, read_questions
+from jaxllm.evaluate import Answer, Question, accuracy, read_questions
 from jaxllm.score import Packing, Pair, Scorer, row_length
+from sharding.layout import Layout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.set_defaults(repeats=1)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--tokenizer", type=Path, help="folder or SentencePiece model, with --config")
-    parser.add_argument("--peer", choices=["lm-eval"])
-    parser.add_argument("--peer-batch", type=int, default=16)
-    args = parser.parse_args()
-    if args.config and not args.tokenizer:
-        parser.error("--config needs --tokenizer")
+    args, target = arguments()
     phases = {"imports": process_seconds()}
 
     def lap(name: str) -> None:
@@ -43,17 +40,32 @@ def main() -> None:
 
     questions = read_questions(args.file)
     lap("read")
-    subject = Subject(args, max_model_len=1024, max_num_seqs=1)
+    subject = None if target else Subject(args, max_model_len=1024, max_num_seqs=1)
+    scorer = target_scorer(args, target) if target else scorer_of(subject)
     lap("load")
-    encoder = PairEncoder.of(tokenizer_of(args, subject))
-    texts = [(q.query, " " + choice) for q in questions for choice in q.choices]
-    names = [f"{q.where}, choice {i}" for q in questions for i in range(len(q.choices))]
-    pairs = fit(encoder.pairs(texts), names, subject.config.max_position, subject.config.vocab_size, truncate=False)
+    texts, pairs, names = encode(questions, tokenizer_of(args, subject), scorer.steps.config)
     lap("tokenise")
-    steps = subject.engine.steps
-    scorer = Scorer(steps, lambda: subject.engine.params, row_length(steps.layout.platform))
     packing = scorer.plan(pairs, names)
     lap("pack")
+    print(f"{len(pairs)} choices: {packing.unshared:,} tokens, {packing.tokens:,} after sharing, {len(packing.rows)} rows of "
+          f"{packing.length}, {100 * packing.filled:.1f} % filled")  # fmt: skip
+    run = {
+        "bench": "hellaswag",
+        "file": args.file.name,
+        "dtype": args.dtype,
+        "layout": args.layout,
+        "machine": describe(),
+        "unshared_tokens": packing.unshared,
+        "tokens": packing.tokens,
+        "rows": len(packing.rows),
+        "filled": packing.filled,
+    }
+    if subject is None:
+        predicted = predict(scorer, packing)
+        until = sum(phases.values())
+        print(f"the board adds {until:.1f} s until the first step, taken here, and leaves out loading and compiling")
+        print(board(args.config, len(questions), until + predicted["predicted_score_seconds"], predicted=True))
+        return report({**run, "model": args.config, "phases": phases, **predicted}, args.save)
     scorer.compile(packing)
     lap("compile")
     scores = dict(scorer.run(packing))
@@ -61,38 +73,67 @@ def main() -> None:
     found = iter(scores[i].logprob for i in range(len(pairs)))
     result = accuracy(questions, [Answer(i, [next(found) for _ in q.choices], 0) for i, q in enumerate(questions)])
     total = process_seconds()
-    print(f"{len(pairs)} choices: {packing.unshared:,} tokens, {packing.tokens:,} after sharing, {len(packing.rows)} rows of "
-          f"{packing.length}, {100 * packing.filled:.1f} % filled")  # fmt: skip
     print(f"{subject.name}, {args.dtype}, layout {args.layout}: {result}")
     print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items()), f"; {total:.1f} s from the process's start")
-    repeated = [phases["score"], *(timed(scorer, packing) for _ in range(args.repeats - 1))]
-    outcome = {
-        **result.__dict__,
-        "total_seconds": total,
-        "phases": phases,
-        "score_seconds": sorted(repeated)[len(repeated) // 2],
-        "unshared_tokens": packing.unshared,
-        "tokens": packing.tokens,
-        "rows": len(packing.rows),
-        "filled": packing.filled,
-    }
-    outcome |= utilisation(subject, packing, outcome["score_seconds"], args.dtype)
+    seconds = statistics.median([phases["score"], *(timed(scorer, packing) for _ in range(args.repeats - 1))])
+    outcome = {**result.__dict__, "total_seconds": total, "phases": phases, "score_seconds": seconds}
+    outcome |= utilisation(subject, packing, seconds, args.dtype)
     if args.peer:
-        outcome |= beside(subject, args, texts, pairs, outcome["score_seconds"])
+        outcome |= beside(subject, args, texts, pairs, seconds)
     print(board(subject.name, len(questions), total))
-    report({"bench": "hellaswag", "file": args.file.name, "model": subject.name, "dtype": args.dtype, "layout": args.layout,
-            "machine": describe(), **outcome}, args.save)  # fmt: skip
+    report({**run, "model": subject.name, **outcome}, args.save)
 
 
-def tokenizer_of(args: argparse.Namespace, subject: Subject) -> Any:
+def arguments() -> tuple[argparse.Namespace, Layout | None]:
+    """What was asked for, and the layout of the GPUs that `--on` names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.set_defaults(repeats=1)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="folder with a tokenizer, or LLaMA's tokenizer.model; with --config")
+    parser.add_argument("--on", metavar="4xV100", help="predict the run on these GPUs")
+    parser.add_argument("--peer", choices=["lm-eval"])
+    parser.add_argument("--peer-batch", type=int, default=16)
+    args = parser.parse_args()
+    if bool(args.config) != bool(args.tokenizer):
+        parser.error("--config and --tokenizer go together")
+    if args.config and args.peer:
+        parser.error("random weights have no peer: leave out --config or --peer")
+    if not args.on:
+        return args, None
+    if not args.config:
+        parser.error("--on needs --config")
+    try:
+        return args, target_layout(args)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+
+
+def scorer_of(subject: Subject | None) -> Scorer:
+    """What scores with the subject's engine's steps and weights."""
+    assert subject is not None
+    engine = subject.engine
+    return Scorer(engine.steps, lambda: engine.params, row_length(engine.layout.platform))
+
+
+def encode(questions: list[Question], tokenizer: Any, config: ModelConfig) -> tuple[list[tuple[str, str]], list[Pair], list[str]]:
+    """Each choice with its query: as texts, as token ids, and what errors call it."""
+    texts = [(q.query, " " + choice) for q in questions for choice in q.choices]
+    names = [f"{q.where}, choice {i}" for q in questions for i in range(len(q.choices))]
+    pairs = fit(PairEncoder.of(tokenizer).pairs(texts), names, config.max_position, config.vocab_size, truncate=False)
+    return texts, pairs, names
+
+
+def tokenizer_of(args: argparse.Namespace, subject: Subject | None) -> Any:
     """That of the model, or of `--tokenizer`."""
-    if subject.checkpoint is not None:
+    if subject is not None and subject.checkpoint is not None:
         return subject.checkpoint.tokenizer()
     from transformers import AutoTokenizer, LlamaTokenizer
 
     if args.tokenizer.is_dir():
         return AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
-    return LlamaTokenizer(vocab_file=str(args.tokenizer), legacy=True)
+    # Given the file itself, transformers 5 makes a tokenizer that knows no words.
+    return LlamaTokenizer.from_pretrained(args.tokenizer.parent, local_files_only=True, add_bos_token=True)
 
 
 def timed(scorer: Scorer, packing: Packing) -> float:

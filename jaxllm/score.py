@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,6 +40,14 @@ class Score:
     token_ids: list[int]
 
 
+class Shape(NamedTuple):
+    """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
+
+    length: int
+    places: int
+    width: int
+
+
 def row_length(platform: str) -> int:
     """Tokens of a row: few on a CPU, whose cache holds their activations; elsewhere enough to hide transfers behind compute."""
     return 2048 if platform == "cpu" else 16384
@@ -56,7 +64,7 @@ class Scorer:
     def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], most: int):
         self.steps, self.params, self.most = steps, params, most
         self.layout = steps.layout
-        self._programs: dict[tuple[int, int, int], Callable[..., Scored]] = {}
+        self._programs: dict[Shape, Callable[..., Scored]] = {}
 
     def plan(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
         """What will run: which tokens, in which rows. `names` are what errors call the pairs."""
@@ -71,38 +79,37 @@ class Scorer:
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
-        for asked in self._steps(packing):
-            self._program(*self._sizes(asked, packing.length))
+        for _, shape in self.turns(packing):
+            self._program(shape)
 
     def run(self, packing: Packing) -> Iterator[tuple[int, Score]]:
         """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers."""
         queued: deque[tuple[list[Asked], Scored]] = deque()
         params = self.params()
-        for asked in self._steps(packing):
-            sizes = self._sizes(asked, packing.length)
-            queued.append((asked, self._program(*sizes)(params, self._batch(asked, *sizes))))
+        for asked, shape in self.turns(packing):
+            queued.append((asked, self._program(shape)(params, self._batch(asked, shape))))
             if len(queued) > AHEAD:
                 yield from _scores(packing, *queued.popleft())
         for step in queued:
             yield from _scores(packing, *step)
 
-    def _steps(self, packing: Packing) -> list[list[Asked]]:
+    def turns(self, packing: Packing) -> list[tuple[list[Asked], Shape]]:
+        """The rows of each step, and its program's shape."""
         data = self.layout.data
-        return [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
+        steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
+        return [(asked, self._shape(asked, packing.length)) for asked in steps]
 
-    def _sizes(self, asked: list[Asked], length: int) -> tuple[int, int, int]:
-        """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
+    def _shape(self, asked: list[Asked], length: int) -> Shape:
         places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
         if self.layout.platform == "cpu":
-            return length, places, 0
-        return length, places, min(round_up(max(one.width for one in asked), 2), length // TILE)
+            return Shape(length, places, 0)
+        return Shape(length, places, min(round_up(max(one.width for one in asked), 2), length // TILE))
 
-    def _program(self, length: int, places: int, width: int) -> Callable[..., Scored]:
-        key = (length, places, width)
-        if key not in self._programs:
-            batch = self.abstract_batch(length, places)
-            self._programs[key] = self.steps.score.lower(self.steps.abstract_params(), batch, width=width).compile()
-        return self._programs[key]
+    def _program(self, shape: Shape) -> Callable[..., Scored]:
+        if shape not in self._programs:
+            batch = self.abstract_batch(shape.length, shape.places)
+            self._programs[shape] = self.steps.score.lower(self.steps.abstract_params(), batch, width=shape.width).compile()
+        return self._programs[shape]
 
     def abstract_batch(self, length: int, places: int) -> PackedBatch:
         """Shapes and shardings of a step with rows of `length` tokens, `places` of which may go to the head."""
@@ -132,8 +139,8 @@ class Scorer:
         rows, whole = self.layout.sharding(("rows",)), self.layout.sharding(())
         return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
 
-    def _batch(self, asked: list[Asked], length: int, places: int, _: int) -> PackedBatch:
-        batch, shardings = self._empty(length, places)
+    def _batch(self, asked: list[Asked], shape: Shape) -> PackedBatch:
+        batch, shardings = self._empty(shape.length, shape.places)
         for i, one in enumerate(asked):
             n = len(one.scored)
             batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
