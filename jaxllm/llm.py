@@ -58,8 +58,7 @@ class LLM:
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       seed: of requests that name none.
-      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" takes "replicated" where a device holds the
-        model, else "gathered".
+      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.plan`).
       wait: until the weights are loaded; without it the first use does.
 
     Raises CheckpointError, DeviceError, DoesNotFitError or ValueError before anything is allocated.
