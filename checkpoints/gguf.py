@@ -47,7 +47,7 @@ class GGUFSource:
         header = read_header(self._data, path)
         self.metadata: dict[str, Any] = header.metadata
         self._entries = header.tensors
-        self.tensors = {name: TensorInfo(entry.shape, entry.type.name) for name, entry in header.tensors.items()}
+        self.tensors = {name: TensorInfo(entry.shape, entry.type.name, entry.size) for name, entry in header.tensors.items()}
         self._count = Counter()
         for name, entry in self._entries.items():
             if entry.type not in PLAIN and entry.type not in QUANTISED:

@@ -129,7 +129,7 @@ def _build(recipe: Recipe, dtype: np.dtype) -> jax.Array:
 
 def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[Recipe]:
     """Match every parameter with its tensor and every tensor with its parameter, and check the shapes."""
-    by_param = {param: (tensor, rule.pattern) for rule in rules.table for tensor, param in rule.expand(config.num_layers)}
+    by_param = rules.by_parameter(config.num_layers)
     sizes = axis_sizes(config)
     recipes = [Recipe(p, *by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
     if missing := [recipe.tensor for recipe in recipes if recipe.tensor not in source.tensors]:

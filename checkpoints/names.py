@@ -126,6 +126,10 @@ class Rules:
     table: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
 
+    def by_parameter(self, num_layers: int) -> dict[str, tuple[str, Pattern]]:
+        """Path of each parameter -> the tensor that fills it, and how."""
+        return {param: (tensor, rule.pattern) for rule in self.table for tensor, param in rule.expand(num_layers)}
+
     def is_ignored(self, tensor: str) -> bool:
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)
 

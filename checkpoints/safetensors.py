@@ -59,7 +59,8 @@ class SafetensorsSource:
                 raise CheckpointError(
                     f"{file}: tensor {name} is {dtype}; supported are {', '.join(ITEMSIZE)}; use the original weights"
                 )
-            self.tensors[name] = TensorInfo(tuple(view.get_shape()), dtype)
+            shape = tuple(view.get_shape())
+            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * ITEMSIZE[dtype])
             self._files[name] = opened
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:

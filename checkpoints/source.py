@@ -9,10 +9,11 @@ import numpy as np
 
 
 class TensorInfo(NamedTuple):
-    """A tensor as stored: its shape, and its dtype by the format's own name (`BF16`, `Q4_1`)."""
+    """A tensor as stored: its shape, its dtype by the format's own name (`BF16`, `Q4_1`), its bytes in the file."""
 
     shape: tuple[int, ...]
     dtype: str
+    nbytes: int
 
 
 class Source(Protocol):

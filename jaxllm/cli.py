@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | score | demo`: the library from a shell."""
+"""`jaxllm generate | chat | score | inspect | verify | demo`: the library from a shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxllm import score_command
+from jaxllm import checkpoint_commands, score_command
 from jaxllm.llm import LLM, Progress
 from jaxllm.requests import SamplingParams
 from sharding.layout import NAMES
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     score_command.add_options(score)
     _add_place(score)
     score.set_defaults(run=lambda args: score_command.run(args, _load))
+    checkpoint_commands.add(commands)
     return parser
 
 

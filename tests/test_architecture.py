@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "jaxllm": ("jaxllm", "sharding"),
     "checkpoints": ("checkpoints", "jaxllm.config", "jaxllm.model", "jaxllm.rope", "sharding"),
     "jaxllm.llm": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.checkpoint_commands": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
     "bench": PACKAGES,

@@ -181,7 +181,7 @@ def test_slices_of_every_stored_type(tmp_path: Path, kind: Kind) -> None:
     writer.write_tensors_to_file()
     writer.close()
     source = GGUFSource(tmp_path / "x.gguf")
-    assert source.tensors["x"] == ((rows, columns), kind.name)
+    assert source.tensors["x"][:2] == ((rows, columns), kind.name)
     reference = GGUFReader(tmp_path / "x.gguf").tensors[0]
     whole = dequantize(np.asarray(reference.data), kind)
     for box in (
