@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import CheckpointError
-from checkpoints.families import read_gguf, read_hf
+from checkpoints.families import read_gguf, read_hf, read_meta
 from checkpoints.families.hf_common import token_ids
 from checkpoints.gguf import GGUFSource
 from checkpoints.gguf_tokenizer import build_tokenizer
+from checkpoints.meta import PARAMS, MetaSource
 from checkpoints.names import Rules
 from checkpoints.safetensors import SafetensorsSource
 from checkpoints.source import Source
+from checkpoints.torch_files import INDEX, SINGLE, TorchSource
 from jaxllm.config import ModelConfig
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -29,6 +31,7 @@ class Checkpoint:
 
     Attributes:
       path: the folder or the `.gguf` file.
+      family: its name among Hugging Face's.
       config: the architecture. `eos_token_ids` includes those of generation_config.json, after the config's own.
       source: where weights are read from.
       rules: how its tensors become parameters.
@@ -36,6 +39,7 @@ class Checkpoint:
     """
 
     path: Path
+    family: str
     config: ModelConfig
     source: Source
     rules: Rules
@@ -45,6 +49,8 @@ class Checkpoint:
         """A transformers tokenizer, chat template included; None when the checkpoint has none."""
         if isinstance(self.source, GGUFSource):
             return build_tokenizer(self.source.metadata, self.source.where)
+        if isinstance(self.source, MetaSource):
+            return _sentencepiece(self.path)
         if not any((self.path / name).exists() for name in TOKENIZER_FILES):
             return None
         from transformers import AutoTokenizer
@@ -56,25 +62,29 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a folder with config.json and safetensors, or a `.gguf` file. Raises CheckpointError."""
+    """Open a folder with config.json and weights, one of Meta's with params.json, or a `.gguf` file. Raises CheckpointError."""
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a folder with {CONFIG} and safetensors, or a .gguf file")
     source = GGUFSource(path)
-    config, rules = read_gguf(source)
-    return Checkpoint(path, config, source, rules)
+    family, config, rules = read_gguf(source)
+    return Checkpoint(path, family, config, source, rules)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
+        meta = MetaSource(folder)
+        family, config, rules = read_meta(meta)
+        return Checkpoint(folder, family, config, meta, rules)
     if not (folder / CONFIG).exists():
         files = [file.name for file in sorted(folder.glob("*.gguf"))]
         remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
         raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
     values = _read_json(folder / CONFIG)
-    config, rules = read_hf(values, str(folder / CONFIG))
-    source = SafetensorsSource(folder)
+    family, config, rules = read_hf(values, str(folder / CONFIG))
+    source = _weights(folder)
     if values.get("dtype") is None and values.get("torch_dtype") is None:
         # As transformers does: the weights say what the config does not.
         first = next(iter(source.tensors.values()))
@@ -83,7 +93,31 @@ def _open_folder(folder: Path) -> Checkpoint:
     stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
     defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
-    return Checkpoint(folder, config, source, rules, defaults)
+    return Checkpoint(folder, family, config, source, rules, defaults)
+
+
+def _sentencepiece(folder: Path) -> Any:
+    """The tokenizer of a folder of Meta's: in it, or beside it, where one serves several sizes of the model."""
+    file = next((f for f in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if f.is_file()), None)
+    if file is None:
+        return None
+    try:
+        from sentencepiece import SentencePieceProcessor
+
+        SentencePieceProcessor(model_file=str(file))
+        from transformers import LlamaTokenizer
+
+        return LlamaTokenizer.from_pretrained(file.parent, local_files_only=True, add_bos_token=True)
+    except ImportError as error:
+        raise CheckpointError(f"{file} needs SentencePiece ({error}): pip install 'jaxllm[sentencepiece]'") from error
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # Llama 3's is tiktoken's, of the same name
+        raise CheckpointError(f"{file} is not SentencePiece's: move it away, and use the tokenizer.json of the hub") from error
+
+
+def _weights(folder: Path) -> Source:
+    """Safetensors where there are any, else what PyTorch pickled."""
+    pickled = any((folder / name).exists() for name in (SINGLE, INDEX))
+    return TorchSource(folder) if pickled and not any(folder.glob("*.safetensors")) else SafetensorsSource(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gguf.quants import dequantize
 
 from checkpoints.errors import CheckpointError
 from checkpoints.gguf_header import TensorEntry, read_header
-from checkpoints.source import Counter, TensorInfo
+from checkpoints.source import Counter, Mapped, Mappings, TensorInfo
 
 PLAIN = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -43,8 +43,8 @@ class GGUFSource:
         self.where = str(path)
         if path.stat().st_size < 8:
             raise CheckpointError(f"{path} is not a GGUF file: it is shorter than a header; fetch it again")
-        self._data = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
-        header = read_header(self._data, path)
+        self._data = Mapped(Mappings(), lambda: np.asarray(np.memmap(path, mode="r", dtype=np.uint8)))
+        header = read_header(self._data.get(), path)
         self.metadata: dict[str, Any] = header.metadata
         self._entries = header.tensors
         self.tensors = {name: TensorInfo(entry.shape, entry.type.name, entry.size) for name, entry in header.tensors.items()}
@@ -70,7 +70,7 @@ class GGUFSource:
         return self._dequantised(entry, slices)
 
     def _raw(self, entry: TensorEntry) -> np.ndarray:
-        return self._data[entry.first : entry.first + entry.size]
+        return self._data.get(entry.size)[entry.first : entry.first + entry.size]
 
     def _dequantised(self, entry: TensorEntry, slices: tuple[slice, ...]) -> np.ndarray:
         """Only the blocks that the box touches: rows are exact, columns are rounded out to blocks and trimmed."""

@@ -139,9 +139,9 @@ def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtyp
     _check_shapes(recipes)
     extra = set(source.tensors) - {recipe.tensor for recipe in recipes}
     extra = {name for name in extra if not rules.is_ignored(name)}
-    if config.tied_head and (head := by_param["head"][0]) in extra:
-        _require_equal(source, head, by_param["embedding"][0])
-        extra.remove(head)
+    if config.tied_head:
+        require_tied_head(source, rules, config)
+        extra.discard(by_param["head"][0])
     if extra:
         raise CheckpointError(
             f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; correct the config"
@@ -162,8 +162,12 @@ def _check_shapes(recipes: list[Recipe]) -> None:
         )
 
 
-def _require_equal(source: Source, head: str, embedding: str) -> None:
-    """A tied head may be in the file a second time, but only as the same numbers."""
+def require_tied_head(source: Source, rules: Rules, config: ModelConfig) -> None:
+    """A tied head may be in the file a second time, but only as the same numbers. Raises CheckpointError."""
+    by_param = rules.by_parameter(config.num_layers)
+    head, embedding = by_param["head"][0], by_param["embedding"][0]
+    if not config.tied_head or head not in source.tensors:
+        return
     vocab, embed = source.tensors[embedding].shape
     step = max(1, _COMPARED // embed)
     boxes = [(slice(first, min(first + step, vocab)), slice(0, embed)) for first in range(0, vocab, step)]

@@ -127,8 +127,14 @@ class Rules:
     ignored: tuple[str, ...] = ()
 
     def by_parameter(self, num_layers: int) -> dict[str, tuple[str, Pattern]]:
-        """Path of each parameter -> the tensor that fills it, and how."""
-        return {param: (tensor, rule.pattern) for rule in self.table for tensor, param in rule.expand(num_layers)}
+        """Path of each parameter -> the tensor that fills it, and how; layer by layer, between what comes before and after."""
+        layered = [i for i, rule in enumerate(self.table) if "{i}" in rule.tensor]
+        order = sorted(
+            (layer if i in layered else (num_layers if layered and i > layered[-1] else -1), i, tensor, param)
+            for i, rule in enumerate(self.table)
+            for layer, (tensor, param) in enumerate(rule.expand(num_layers))
+        )
+        return {param: (tensor, self.table[i].pattern) for _, i, tensor, param in order}
 
     def is_ignored(self, tensor: str) -> bool:
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)

@@ -8,7 +8,7 @@ from functools import cached_property
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 
 from jaxllm.config import ModelConfig
 from jaxllm.model import Decoder
@@ -49,9 +49,11 @@ def parameters(config: ModelConfig, layout: Layout, dtype: str) -> list[Paramete
     return [_parameter(path, variable, layout, indices) for path, variable in found]
 
 
-def names_of_parameters(config: ModelConfig, layout: Layout, dtype: str) -> list[str]:
+def names_of_parameters(config: ModelConfig) -> list[str]:
     """Dotted paths in the order of the leaves."""
-    return [parameter.path for parameter in parameters(config, layout, dtype)]
+    nowhere = AbstractMesh((1, 1), ("data", "model"))
+    layout = Layout("nowhere", nowhere, gathered=False, embed_divides=True)  # type: ignore[arg-type]
+    return [parameter.path for parameter in parameters(config, layout, "float32")]
 
 
 def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.source import Counter, TensorInfo
+from checkpoints.source import Counter, Mapped, Mappings, TensorInfo, box_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -27,13 +27,14 @@ class SafetensorsSource:
 
     def __init__(self, folder: Path):
         self.where = str(folder)
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Mapped[Any]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._count = Counter()
+        self._mappings = Mappings()
         if (folder / SINGLE).exists():
             self._add(folder / SINGLE, None)
         elif (folder / INDEX).exists():
-            for file, names in _read_index(folder / INDEX).items():
+            for file, names in read_index(folder / INDEX).items():
                 self._add(file, names)
         else:
             raise CheckpointError(
@@ -46,7 +47,8 @@ class SafetensorsSource:
 
     def _add(self, file: Path, expected: list[str] | None) -> None:
         try:
-            opened = safe_open(file, framework="np")
+            mapped: Mapped[Any] = Mapped(self._mappings, lambda: safe_open(file, framework="np"))
+            opened = mapped.get()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
         names = list(opened.keys())
@@ -61,18 +63,22 @@ class SafetensorsSource:
                 )
             shape = tuple(view.get_shape())
             self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * ITEMSIZE[dtype])
-            self._files[name] = opened
+            self._files[name] = mapped
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         """A box of a tensor in its own dtype."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
-        box = self._files[name].get_slice(name)[slices]
-        self._count.add(math.prod(box.shape) * ITEMSIZE[self.tensors[name].dtype])
+        nbytes = box_bytes(self.tensors[name], slices)
+        try:
+            box = self._files[name].get(nbytes).get_slice(name)[slices]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.where}: {name} cannot be read any more ({error}); fetch it again") from error
+        self._count.add(nbytes)
         return box
 
 
-def _read_index(index: Path) -> dict[Path, list[str]]:
+def read_index(index: Path) -> dict[Path, list[str]]:
     """model.safetensors.index.json -> the tensors of each file, which must exist inside the index's folder."""
     try:
         weight_map = json.loads(index.read_text())["weight_map"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class TensorInfo(NamedTuple):
@@ -35,6 +39,55 @@ class Source(Protocol):
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         """A box of a tensor as a float array of its own; raises CheckpointError."""
         ...
+
+
+RENEW = 1 << 28  # bytes
+
+
+class Mappings:
+    """Files of one source, mapped into memory. Every `RENEW` bytes read, all are let go and mapped anew when next needed.
+
+    Otherwise whoever reads a whole checkpoint would hold all of it.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[Mapped[Any]] = []
+        self._read = 0
+        self._lock = threading.Lock()
+
+    def add(self, file: Mapped[Any]) -> None:
+        self._files.append(file)
+
+    def get(self, file: Mapped[T], nbytes: int) -> T:
+        with self._lock:
+            self._read += nbytes
+            if self._read > RENEW:
+                self._read = nbytes
+                for other in self._files:
+                    other.mapping = None
+            if file.mapping is None:
+                file.mapping = file.open()
+            return file.mapping
+
+
+class Mapped(Generic[T]):
+    """One of them. `open` maps it; what is in use elsewhere when it is let go stays until that ends."""
+
+    def __init__(self, mappings: Mappings, open: Callable[[], T]):
+        self.open = open
+        self.mapping: T | None = None
+        self._mappings = mappings
+        mappings.add(self)
+
+    def get(self, nbytes: int = 0) -> T:
+        """The mapping, to read so many bytes from."""
+        return self._mappings.get(self, nbytes)
+
+
+def box_bytes(info: TensorInfo, slices: tuple[slice, ...]) -> int:
+    """Of a box of a tensor, whose numbers have whole bytes."""
+    lengths = [len(range(size)[part]) for size, part in zip(info.shape, slices, strict=True)]
+    return info.nbytes // max(math.prod(info.shape), 1) * math.prod(lengths)
 
 
 class Counter:

@@ -6,7 +6,6 @@ read in slices of bounded size from both sides at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,10 +13,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.errors import CheckpointError
-from checkpoints.names import axis_sizes
-
-SLICE = 1 << 24  # numbers compared at a time
+from checkpoints.view import View
 
 
 @dataclass(frozen=True)
@@ -57,48 +53,23 @@ def differing_config(a: Checkpoint, b: Checkpoint) -> list[str]:
     return [f"{name}: {first!r} and {second!r}" for name, first, second in pairs if first != second]
 
 
-def compare(a: Checkpoint, b: Checkpoint) -> Iterator[Compared]:
-    """Every parameter that either side has a tensor for, then the tensors that fill none."""
-    first, second = _Side(a), _Side(b)
+def compare(a: Checkpoint, b: Checkpoint, *, rounded: bool = False) -> Iterator[Compared]:
+    """Every parameter that either side has a tensor for, then the tensors that fill none.
+
+    `rounded`: A's numbers are rounded to B's dtype first.
+    """
+    first, second = View(a), View(b)
     for path in dict.fromkeys([*first.by_param, *second.by_param]):
-        yield _compare(path, first, second)
-    for name in sorted(first.extra):
+        yield _compare(path, first, second, rounded)
+    for name in first.extra:
         info = first.source.tensors[name]
         yield Compared(name, (name, None), (info.shape, None), (info.dtype, None), False, None)
-    for name in sorted(second.extra):
+    for name in second.extra:
         info = second.source.tensors[name]
         yield Compared(name, (None, name), (None, info.shape), (None, info.dtype), False, None)
 
 
-class _Side:
-    """A checkpoint's parameters by path: the tensor and the pattern that fill each. `extra` are tensors that fill none."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self.source, self.sizes = checkpoint.source, axis_sizes(checkpoint.config)
-        tensors, rules = self.source.tensors, checkpoint.rules
-        pairs = rules.by_parameter(checkpoint.config.num_layers)
-        self.by_param = {path: pair for path, pair in pairs.items() if pair[0] in tensors}
-        used = {tensor for tensor, _ in self.by_param.values()}
-        self.extra = {name for name in tensors if name not in used and not rules.is_ignored(name)}
-        if checkpoint.config.tied_head:
-            self.by_param.pop("head", None)  # where it is there it is the embedding again: the loader holds it to that
-
-    def shape(self, path: str) -> tuple[int, ...]:
-        """Of the parameter. Raises CheckpointError where its tensor is not of the shape that the config gives."""
-        tensor, pattern = self.by_param[path]
-        expected, found = pattern.tensor_shape(self.sizes), self.source.tensors[tensor].shape
-        if expected != found:
-            raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
-        return pattern.param_shape(self.sizes)
-
-    def read(self, path: str, axis: str, bounds: tuple[int, int]) -> np.ndarray:
-        """A range of the parameter's `axis`, which leads one of its tensor's dimensions."""
-        tensor, pattern = self.by_param[path]
-        box = self.source.read(tensor, pattern.tensor_slices({axis: bounds}, self.sizes))
-        return pattern.forward(box, self.sizes | {axis: bounds[1] - bounds[0]})
-
-
-def _compare(path: str, a: _Side, b: _Side) -> Compared:
+def _compare(path: str, a: View, b: View, rounded: bool) -> Compared:
     names: list[str | None] = []
     shapes: list[tuple[int, ...] | None] = []
     dtypes: list[str | None] = []
@@ -106,22 +77,19 @@ def _compare(path: str, a: _Side, b: _Side) -> Compared:
         there = path in side.by_param
         names.append(side.by_param[path][0] if there else None)
         shapes.append(side.shape(path) if there else None)
-        dtypes.append(side.source.tensors[side.by_param[path][0]].dtype if there else None)
+        dtypes.append(side.info(path).dtype if there else None)
     equal, largest = False, None
     if shapes[0] is not None and shapes[0] == shapes[1]:
-        equal, largest = _in_slices(path, a, b, math.prod(shapes[0]))
+        equal, largest = _in_slices(path, a, b, rounded)
     return Compared(path, (names[0], names[1]), (shapes[0], shapes[1]), (dtypes[0], dtypes[1]), equal, largest)
 
 
-def _in_slices(path: str, a: _Side, b: _Side, numbers: int) -> tuple[bool, float]:
-    (_, one), (_, other) = a.by_param[path], b.by_param[path]
-    axis = next(group[0] for group in one.tensor_dims if other.leads(group[0]))
-    count = a.sizes[axis]
-    step = max(1, count * SLICE // numbers)
+def _in_slices(path: str, a: View, b: View, rounded: bool) -> tuple[bool, float]:
+    axis = next(group[0] for group in a.by_param[path][1].tensor_dims if b.by_param[path][1].leads(group[0]))
     equal, largest = True, 0.0
-    for at in range(0, count, step):
-        bounds = (at, min(at + step, count))
-        same, difference = _difference(a.read(path, axis, bounds), b.read(path, axis, bounds))
+    for bounds in a.slices(path, axis):
+        x, y = a.read(path, axis, bounds), b.read(path, axis, bounds)
+        same, difference = _difference(x.astype(y.dtype) if rounded else x, y)
         equal, largest = equal and same, max(largest, difference)
     return equal, largest
 

@@ -1,15 +1,18 @@
-"""`jaxllm inspect` and `jaxllm verify`: what a checkpoint holds, and whether two hold the same."""
+"""`jaxllm convert`, `inspect` and `verify`: a checkpoint in another form, what one holds, whether two hold the same."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.convert import PEAK_BYTES, convert, plan
 from checkpoints.hub import resolve
 from checkpoints.inspect import padding, summary
 from checkpoints.verify import Compared, compare, differing_config
@@ -28,6 +31,21 @@ def add(commands: Any) -> None:
     verify.add_argument("a", metavar="A", help="folder, .gguf file, hub id, or smollm2-135m")
     verify.add_argument("b", metavar="B")
     verify.set_defaults(run=run_verify)
+    conversion = commands.add_parser(
+        "convert",
+        help="a checkpoint to a safetensors folder",
+        description="Write a checkpoint as a folder that transformers loads.",
+    )
+    conversion.add_argument("source", metavar="SRC", help="folder, .gguf file, hub id, or smollm2-135m")
+    conversion.add_argument("target", metavar="DST", type=Path)
+    conversion.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="round to it (default: as stored)")
+    conversion.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="of a file, such as 5GB (default)"
+    )
+    conversion.add_argument("--force", action="store_true", help="overwrite DST")
+    conversion.add_argument("--no-verify", action="store_true", help="do not compare what was written with the source")
+    conversion.add_argument("--dry-run", action="store_true", help="say what would be read and written")
+    conversion.set_defaults(run=run_convert)
     for command in (inspect, verify):
         command.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -52,6 +70,33 @@ def run_inspect(args: argparse.Namespace) -> int:
     changes = ", ".join(f"{name} {size} -> {more}" for name, (size, more) in padded.items())
     print(f"  over {args.devices} devices: {f'padded {changes}' if changes else 'nothing is padded'}")
     return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    source = _open(args.source)
+    job = plan(source, args.target, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
+    read = sum(info.nbytes for info in source.source.tensors.values())
+    tensors = sum(map(len, job.files.values()))
+    print(f"{source.path} -> {job.target}: {read:,} bytes -> {job.nbytes:,} bytes, {tensors} tensors in {len(job.files)} files")
+    if args.dry_run:
+        print(f"peak memory: under {PEAK_BYTES >> 20} MiB beside Python's own; nothing was written")
+        return 0
+    with tqdm(total=job.nbytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        convert(job, force=args.force, check=not args.no_verify, progress=advance)
+    rounded = f", rounded to {args.dtype}" if args.dtype else ""
+    print("written" if args.no_verify else f"written, and equal to the source bit for bit{rounded}")
+    return 0
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([kMGT]?)B?", text)
+    if not match or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: say 5GB, 500MB or a number of bytes")
+    return int(match[1]) * 1000 ** " kMGT".index(match[2] or " ")
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | score | inspect | verify | demo`: the library from a shell."""
+"""`jaxllm generate | chat | score | convert | inspect | verify | demo`: the library from a shell."""
 
 from __future__ import annotations
 

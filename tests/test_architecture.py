@@ -37,7 +37,7 @@ ONLY_IN = {
     "jaxllm.engine": ("bench", "jaxllm.cli", "jaxllm.engine", "jaxllm.integrations", "jaxllm.llm"),
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
-    "torch": ("bench.peers",),
+    "torch": ("bench.peers", "checkpoints.torch_files"),
 }
 # All that sharding/ needs besides the standard library.
 SHARDING_MAY_IMPORT = ("jax", "numpy", "sharding")

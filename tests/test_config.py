@@ -42,11 +42,11 @@ ROPES: list[dict[str, Any]] = [
 
 
 def read(**changes: Any) -> ModelConfig:
-    return read_hf(SMALL | changes, "config.json")[0]
+    return read_hf(SMALL | changes, "config.json")[1]
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    ours, theirs = read_hf({"model_type": "llama"}, "config.json")[0], LlamaConfig()
+    ours, theirs = read_hf({"model_type": "llama"}, "config.json")[1], LlamaConfig()
     assert ours == _translate(theirs)
 
 
@@ -62,7 +62,7 @@ def test_a_config_written_by_transformers_reads_the_same(tmp_path: Path, changes
     config = LlamaConfig(**(SMALL | changes))
     config.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
-    assert read_hf(values, "config.json")[0] == _translate(config)
+    assert read_hf(values, "config.json")[1] == _translate(config)
 
 
 def _translate(config: LlamaConfig) -> ModelConfig:
@@ -128,7 +128,7 @@ def test_smollm2s_published_config_is_the_preset() -> None:
         "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "transformers_version": "4.42.3",
         "use_cache": True, "vocab_size": 49152,
     }  # fmt: skip
-    ours, preset = read_hf(published, "config.json")[0], PRESETS["smollm2-135m"]
+    ours, preset = read_hf(published, "config.json")[1], PRESETS["smollm2-135m"]
     assert ours == _with_context(preset, 8192)
 
 
@@ -140,7 +140,7 @@ def test_llama_30bs_published_config_is_the_preset() -> None:
         "pad_token_id": 0, "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "torch_dtype": "float16",
         "transformers_version": "4.28.0.dev0", "use_cache": True, "vocab_size": 32000,
     }  # fmt: skip
-    assert read_hf(published, "config.json")[0] == PRESETS["llama-30b"]
+    assert read_hf(published, "config.json")[1] == PRESETS["llama-30b"]
 
 
 def _with_context(config: ModelConfig, length: int) -> ModelConfig:

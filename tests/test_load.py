@@ -153,7 +153,7 @@ def test_leaves_are_those_of_the_decoder(tmp_path: Path) -> None:
     leaves = load_all(checkpoint, layout, "bfloat16")
     assert [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
     decoder = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
-    names = names_of_parameters(checkpoint.config, layout, "bfloat16")
+    names = names_of_parameters(checkpoint.config)
     assert leaves[names.index("blocks.1.mlp.down")] is decoder.blocks[1].mlp.down.get_value()
     assert leaves[names.index("embedding")] is decoder.embedding.get_value()
 
@@ -314,9 +314,7 @@ def test_random_leaves_look_like_loaded_ones(tmp_path: Path) -> None:
 def test_random_copies_of_a_kv_head_are_equal() -> None:
     config = ModelConfig(16, 8, 8, 1, 4, 1, 4, 32)
     layout = layout_of("tensor", 4, config)
-    key = random_leaves(config, layout, "float32", 0)[
-        names_of_parameters(config, layout, "float32").index("blocks.0.attention.key")
-    ]
+    key = random_leaves(config, layout, "float32", 0)[names_of_parameters(config).index("blocks.0.attention.key")]
     assert key.shape == (8, 4, 4)
     np.testing.assert_array_equal(key, np.broadcast_to(np.asarray(key)[:, :1], key.shape))
 

@@ -39,7 +39,7 @@ def settings(kind: str, theta: float = 500.0) -> dict[str, Any]:
 
 
 def read(kind: str, theta: float) -> ModelConfig:
-    return read_hf({"model_type": "llama"} | DEFAULTS | settings(kind, theta), "config.json")[0]
+    return read_hf({"model_type": "llama"} | DEFAULTS | settings(kind, theta), "config.json")[1]
 
 
 @pytest.mark.parametrize("theta", [500.0, 10000.0, 100000.0])

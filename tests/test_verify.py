@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoint import write_tiny
 
-from checkpoints import verify
+from checkpoints import verify, view
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.verify import Compared, compare, differing_config
@@ -53,7 +53,7 @@ def test_equal_checkpoints_are_equal(pair: tuple[Path, Path], capsys: pytest.Cap
 def test_one_number_that_differs_is_found(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, slice_numbers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "SLICE", slice_numbers)
+    monkeypatch.setattr(view, "SLICE", slice_numbers)
     changed = tensor(pair[1], DOWN)
     changed[-1, -1] += 0.5
     change(pair[1], DOWN, changed)

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from checkpoints.errors import CheckpointError
-from checkpoints.families import gguf_llama, llama
+from checkpoints.families import gguf_llama, llama, meta_llama
 from checkpoints.gguf import GGUFSource
+from checkpoints.meta import MetaSource
 from checkpoints.names import Rules
 from jaxllm.config import ModelConfig
 
 
 class Family(NamedTuple):
-    """How a Hugging Face config.json is read, and the names of its tensors."""
+    """How a Hugging Face config.json is read and written, and the names of its tensors."""
 
     read_config: Callable[[dict[str, Any], str], ModelConfig]
+    write_config: Callable[[ModelConfig], dict[str, Any]]
     rules: Rules
 
 
@@ -26,24 +28,32 @@ class GGUFFamily(NamedTuple):
     rules: Rules
 
 
-FAMILIES = {"llama": Family(llama.read_config, llama.RULES)}
+FAMILIES = {"llama": Family(llama.read_config, llama.write_config, llama.RULES)}
 GGUF_FAMILIES = {"llama": GGUFFamily(gguf_llama.read_config, gguf_llama.RULES)}
 
 
-def read_hf(values: dict[str, Any], where: str) -> tuple[ModelConfig, Rules]:
-    """config.json -> the model's architecture and its tensor names. Raises CheckpointError."""
+def read_hf(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, Rules]:
+    """config.json -> the family's name, the model's architecture and its tensor names. Raises CheckpointError."""
     name = _known(FAMILIES, values.get("model_type"), where)
     try:
-        return FAMILIES[name].read_config(values, where), FAMILIES[name].rules
+        return name, FAMILIES[name].read_config(values, where), FAMILIES[name].rules
     except ValueError as error:
         raise _located(error, where) from error
 
 
-def read_gguf(source: GGUFSource) -> tuple[ModelConfig, Rules]:
-    """A GGUF file -> the model's architecture and its tensor names. Raises CheckpointError."""
+def read_gguf(source: GGUFSource) -> tuple[str, ModelConfig, Rules]:
+    """A GGUF file -> the name of the family, the model's architecture and its tensor names. Raises CheckpointError."""
     name = _known(GGUF_FAMILIES, source.metadata.get("general.architecture"), source.where)
     try:
-        return GGUF_FAMILIES[name].read_config(source), GGUF_FAMILIES[name].rules
+        return name, GGUF_FAMILIES[name].read_config(source), GGUF_FAMILIES[name].rules
+    except ValueError as error:
+        raise _located(error, source.where) from error
+
+
+def read_meta(source: MetaSource) -> tuple[str, ModelConfig, Rules]:
+    """A folder of Meta's, which is LLaMA always -> the same. Raises CheckpointError."""
+    try:
+        return "llama", meta_llama.read_config(source), meta_llama.RULES
     except ValueError as error:
         raise _located(error, source.where) from error
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from checkpoints.config_reader import ConfigReader
-from checkpoints.families.hf_common import read_activation, read_common, read_dtype, token_ids
-from checkpoints.families.rope import read_rope
+from checkpoints.families.hf_common import ACTIVATIONS, read_activation, read_common, read_dtype, token_ids
+from checkpoints.families.rope import read_rope, write_rope
 from checkpoints.names import Rule, Rules
 from jaxllm.config import ModelConfig
 
@@ -72,6 +72,32 @@ def read_config(values: dict[str, Any], where: str) -> ModelConfig:
     reader.ignore("bos_token_id", "eos_token_id")
     reader.finish()
     return config
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """What `read_config` reads the same architecture from, in transformers' own keys."""
+    eos = list(config.eos_token_ids)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": next(name for name, known in ACTIVATIONS.items() if known == config.activation),
+        "rope_parameters": write_rope(config.rope),
+        "tie_word_embeddings": config.tied_head,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "dtype": config.dtype,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
 
 
 def _first(ids: tuple[int, ...]) -> int | None:

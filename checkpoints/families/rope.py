@@ -36,6 +36,26 @@ def read_rope(reader: ConfigReader, max_position: int, default_theta: float = 10
     return RopeConfig(theta=theta, original_max_position=original, **fields)
 
 
+def write_rope(rope: RopeConfig) -> dict[str, Any]:
+    """`rope_parameters` that `read_rope` reads as the same."""
+    shared: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    match rope.kind:
+        case "default":
+            return shared
+        case "llama3":
+            own = {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+        case "yarn":
+            own = {
+                "beta_fast": rope.beta_fast,
+                "beta_slow": rope.beta_slow,
+                "attention_factor": rope.attention_factor,
+                "truncate": rope.truncate,
+            }
+        case _:
+            return shared | {"factor": rope.factor}
+    return shared | {"factor": rope.factor, "original_max_position_embeddings": rope.original_max_position} | own
+
+
 def _kind(rope: ConfigReader) -> str:
     old = rope.take("type", "default")
     kind = rope.take("rope_type", old)

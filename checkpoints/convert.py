@@ -1,0 +1,330 @@
+"""A checkpoint of any format -> a folder that transformers loads, in bounded memory, whole or absent.
+
+Tensors go slice by slice from the source's files to the target's, through the parameters that both name. The target grows in a
+sibling, `NAME.partial`, and takes its name when it is complete, flushed and compared with the source. A run that was stopped goes
+on there: files that are whole stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
+from checkpoints.errors import CheckpointError, listed
+from checkpoints.families import FAMILIES
+from checkpoints.gguf import GGUFSource
+from checkpoints.load import require_tied_head
+from checkpoints.meta import MetaSource
+from checkpoints.names import Pattern
+from checkpoints.parameters import names_of_parameters
+from checkpoints.safetensors_writer import NAMES, Entry, is_whole, split, write_file, write_index
+from checkpoints.verify import compare, differing_config
+from checkpoints.view import SLICE, View
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes written, bytes in all)."""
+
+# Beside weights and config.json: tokenizer, chat template, generation config.
+TRAVELS = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+           "chat_template*", GENERATION)  # fmt: skip
+WRITING, PUBLISHING = "writing", "publishing"  # what a run that was stopped was doing
+PEAK_BYTES = 16 * 4 * SLICE  # a few slices in float32, read, rearranged, rounded and compared, and some for their buffers
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What will be written, and where from."""
+
+    source: Checkpoint
+    target: Path
+    dtype: str | None
+    files: dict[str, list[Entry]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entries in self.files.values() for entry in entries)
+
+    @property
+    def work(self) -> Path:
+        """Where the target grows."""
+        return self.target.with_name(self.target.name + ".partial")
+
+    def beside(self, what: str) -> Path:
+        """A file of the conversion's own beside the target: what it is doing, its lock, what was there before."""
+        return self.target.with_name(f".{self.target.name}.jaxllm-convert.{what}")
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this conversion from another into the same folder."""
+        stat = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _source_files(self.source.path)]
+        files = {name: [(e.name, list(e.shape), NAMES[e.dtype]) for e in entries] for name, entries in self.files.items()}
+        return json.loads(json.dumps({"source": stat, "dtype": self.dtype, "files": files}))
+
+
+def plan(source: Checkpoint, target: Path, *, dtype: str | None = None, max_shard_bytes: int = 5 * 10**9) -> Job:
+    """What converting would write. `dtype` rounds to it; None keeps each tensor's own, float32 for quantised ones.
+
+    Raises CheckpointError for tensors that are missing, misshapen or have no place. Of the weights only a tied head is read.
+    """
+    view, names = View(source), _target_names(source)
+    declared = set(names_of_parameters(source.config))
+    extra = view.extra + [tensor for path, (tensor, _) in view.by_param.items() if path not in declared]
+    if extra:
+        raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
+    expected = [path for path in names if path in declared]
+    if missing := [source.rules.by_parameter(source.config.num_layers)[p][0] for p in expected if p not in view.by_param]:
+        raise CheckpointError(f"{source.source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete")
+    entries = []
+    for path in expected:
+        view.shape(path)
+        entries.append(Entry(names[path][0], names[path][1].tensor_shape(view.sizes), _dtype(view, path, dtype)))
+    require_tied_head(source.source, source.rules, source.config)
+    return Job(source, target.resolve(), dtype, split(entries, max_shard_bytes))
+
+
+def convert(job: Job, *, force: bool = False, check: bool = True, progress: Progress = lambda done, total: None) -> None:
+    """Write the target. Raises CheckpointError; what is complete by then is gone on from by the next run."""
+    try:
+        with _alone(job):
+            if not _finished(job):
+                _may_write(job, force)
+                _begin(job)
+                _take_along(job)
+                _write(job, progress)
+                if check:
+                    _check(job)
+                _may_write(job, force)
+                _publish(job)
+            _clean(job)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(job.target.parent).free
+            raise CheckpointError(
+                f"{job.work}: the disk is full ({free:,} bytes free, {job.nbytes:,} to write in all): free space and run again, "
+                "which goes on from what is complete"
+            ) from error
+        raise CheckpointError(f"{job.target} cannot be written ({error}): correct that, or choose another target") from error
+
+
+def _may_write(job: Job, force: bool) -> None:
+    source, target = job.source.path.resolve(), job.target
+    if any(source.is_relative_to(path) for path in (target, job.work, job.beside("old"))):
+        raise CheckpointError(f"{target} holds the source itself, or would: choose another target")
+    if not target.exists():
+        return
+    if not force:
+        raise CheckpointError(f"{target} exists: choose another target, or overwrite it with --force")
+    inside = list(target.iterdir()) if target.is_dir() else [target]
+    weights = any(path.suffix == ".safetensors" for path in inside) and (target / CONFIG).exists()
+    if inside and (not weights or any(path.is_dir() for path in inside)):
+        raise CheckpointError(f"{target} is no checkpoint, which alone --force overwrites: choose another target")
+
+
+def _record(job: Job, state: str) -> None:
+    new = job.beside("new")
+    new.write_text(json.dumps({"state": state, "job": job.identity()}))
+    new.replace(job.beside("json"))
+
+
+def _recorded(job: Job) -> dict[str, Any]:
+    """State and identity of the conversion that was here last and has not ended; empty where there is none."""
+    try:
+        return dict(json.loads(job.beside("json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _finished(job: Job) -> bool:
+    """Whether this very conversion had published its target when it was stopped."""
+    published = job.target.exists() and not job.work.exists()
+    return published and _recorded(job) == {"state": PUBLISHING, "job": job.identity()}
+
+
+def _target_names(source: Checkpoint) -> dict[str, tuple[str, Pattern]]:
+    """Path of each parameter -> the tensor that it becomes, and how."""
+    return FAMILIES[source.family].rules.by_parameter(source.config.num_layers)
+
+
+def _dtype(view: View, path: str, dtype: str | None) -> np.dtype:
+    if dtype is not None:
+        return np.dtype(jnp.dtype(dtype))
+    own = view.info(path).dtype
+    return next((known for known, name in NAMES.items() if name == own), np.dtype(np.float32))
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Holds a lock beside the target; it falls with the process. Raises CheckpointError where another process has it."""
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    path = job.beside("lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the name since.
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise CheckpointError(f"{job.target} is being written by another process: wait for it, or choose another target")
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def _begin(job: Job) -> None:
+    """A folder for this job: the one that an interrupted run left, if it was of the same."""
+    before = _recorded(job)
+    if job.work.exists() and not before:
+        raise CheckpointError(f"{job.work} is in the way, and not from a conversion: remove it, or choose another target")
+    if job.work.exists() and before.get("job") != job.identity():
+        shutil.rmtree(job.work)
+    _record(job, WRITING)
+    job.work.mkdir(exist_ok=True)
+    missing = sum(e.nbytes for name, entries in job.files.items() if not is_whole(job.work / name, entries) for e in entries)
+    free = shutil.disk_usage(job.work).free
+    if missing > free:
+        raise CheckpointError(f"{job.target} needs {missing:,} more bytes, the disk has {free:,}: free some or go elsewhere")
+
+
+def _write(job: Job, progress: Progress) -> None:
+    view = View(job.source)
+    by_tensor = {tensor: (path, pattern) for path, (tensor, pattern) in _target_names(job.source).items()}
+    done = 0
+
+    def pieces(entries: list[Entry]) -> Iterator[np.ndarray]:
+        nonlocal done
+        for entry in entries:
+            for piece in _pieces(view, *by_tensor[entry.name], entry):
+                yield piece
+                done += piece.nbytes
+                progress(done, job.nbytes)
+
+    for name, entries in job.files.items():
+        if is_whole(job.work / name, entries):
+            done += sum(entry.nbytes for entry in entries)
+            progress(done, job.nbytes)
+        else:
+            write_file(job.work / name, entries, _ahead(pieces(entries)))
+    write_index(job.work, job.files)
+
+
+def _pieces(view: View, path: str, pattern: Pattern, entry: Entry) -> Iterator[np.ndarray]:
+    """A target tensor's numbers, in order: slices along its first axis."""
+    axis = pattern.tensor_dims[0][0]
+    for bounds in view.slices(path, axis):
+        part = view.read(path, axis, bounds)
+        exact = pattern.inverse(part, view.sizes | {axis: bounds[1] - bounds[0]})
+        yield round_to(exact, entry.dtype, entry.name)
+
+
+def round_to(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`x` in `dtype`. Raises CheckpointError where a number becomes infinite."""
+    if x.dtype == dtype:
+        return x
+    with np.errstate(over="ignore"):
+        y = x.astype(dtype)
+    if np.isinf(y).any() and not np.array_equal(np.isinf(y), np.isinf(x)):
+        largest = float(np.abs(x[np.isfinite(x)].astype(np.float64)).max())
+        raise CheckpointError(f"{name} holds {largest:.4g}, beyond what {dtype} can: leave out --dtype, or choose a wider one")
+    return y
+
+
+def _ahead(pieces: Iterator[T]) -> Iterator[T]:
+    """The same pieces, each made while the one before is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, pieces, end)
+        while (piece := following.result()) is not end:
+            following = pool.submit(next, pieces, end)
+            yield piece  # type: ignore[misc]
+
+
+def _take_along(job: Job) -> None:
+    """What is not weights: first of all, for what is wrong with it to be told at once."""
+    _write_config(job)
+    source = job.source
+    if isinstance(source.source, GGUFSource | MetaSource):
+        tokenizer = source.tokenizer()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(job.work)
+        return
+    for pattern in TRAVELS:
+        for file in source.path.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, job.work / file.name)
+
+
+def _write_config(job: Job) -> None:
+    """The source's own config.json, or one made from its metadata; the dtype is that of the matrices that are written."""
+    source = job.source
+    path = source.path / CONFIG
+    values = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else FAMILIES[source.family].write_config(source.config)
+    )
+    dtypes = {str(e.dtype) for entries in job.files.values() for e in entries if len(e.shape) > 1}
+    key = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"  # before transformers 5, and since
+    values[key] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    (job.work / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(job: Job) -> None:
+    """Raises CheckpointError unless what was written is what was read, to the bit, rounded as was asked."""
+    written = open_checkpoint(job.work)
+    wrong = [f"{line} (architecture)" for line in differing_config(job.source, written)]
+    wrong += [f"{one.parameter} ({one.verdict})" for one in compare(job.source, written, rounded=True) if not one.equal]
+    if wrong:
+        raise CheckpointError(
+            f"{job.work} differs from {job.source.path} in {listed(wrong)}: the disk may be faulty; remove it and run again"
+        )
+
+
+def _publish(job: Job) -> None:
+    """The finished folder takes the target's place."""
+    if _recorded(job).get("job") != job.identity():
+        raise CheckpointError(f"{job.source.path} was changed while it was read: run again")
+    for path in (*job.work.iterdir(), job.work):
+        _flush(path)
+    _record(job, PUBLISHING)
+    old = job.beside("old")
+    if job.target.exists():
+        if old.exists():  # a run was stopped while it removed it
+            shutil.rmtree(old)
+        job.target.rename(old)
+    job.work.rename(job.target)
+    _flush(job.target.parent)
+
+
+def _clean(job: Job) -> None:
+    """What was there before the target, and what was beside it."""
+    if job.beside("old").exists():
+        shutil.rmtree(job.beside("old"))
+    for what in ("new", "json"):
+        job.beside(what).unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _source_files(path: Path) -> list[Path]:
+    """Weights, and what says how to read them."""
+    kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json")
+    return sorted(file for kind in kinds for file in path.glob(kind)) if path.is_dir() else [path]

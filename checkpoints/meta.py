@@ -1,0 +1,90 @@
+"""Meta's own release of LLaMA: `params.json` and `consolidated.NN.pth`, a file for each part of the model in its training.
+
+A matrix is cut along its outputs or its inputs; the parts are joined as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints.errors import CheckpointError, listed
+from checkpoints.source import Counter, Mappings, TensorInfo
+from checkpoints.torch_files import TorchFile
+
+PARAMS = "params.json"
+# The axis along which a tensor is cut: of [out, in], outputs or inputs. Norms and frequencies are in every file.
+_BY_OUTPUT = re.compile(r".*\.(wq|wk|wv|w1|w3)\.weight|output\.weight")
+_BY_INPUT = re.compile(r".*\.(wo|w2)\.weight")
+_EMBEDDING = "tok_embeddings.weight"
+
+
+class MetaSource:
+    """The joined tensors of a folder. Raises CheckpointError for files that do not belong together."""
+
+    def __init__(self, folder: Path):
+        self.where = str(folder)
+        self.params = _read_params(folder / PARAMS)
+        paths = sorted(folder.glob("consolidated.*.pth"))
+        if [path.name for path in paths] != [f"consolidated.{i:02d}.pth" for i in range(len(paths))] or not paths:
+            names = listed([path.name for path in paths]) or "none"
+            raise CheckpointError(f"{folder} needs consolidated.00.pth and so on without a gap, and has {names}; fetch it again")
+        mappings = Mappings()
+        self._files = [TorchFile(path, mappings) for path in paths]
+        self._count = Counter()
+        self._axes: dict[str, int | None] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, info in self._files[0].tensors.items():
+            self._axes[name] = axis = self._axis(name, info.shape)
+            for file in self._files[1:]:
+                if file.tensors.get(name) != info:
+                    raise CheckpointError(f"{file.path}: {name} is not what {paths[0].name} makes it; fetch the folder again")
+            shape = tuple(size * len(paths) if i == axis else size for i, size in enumerate(info.shape))
+            self.tensors[name] = TensorInfo(shape, info.dtype, info.nbytes * (1 if axis is None else len(paths)))
+        if extra := sorted(set().union(*(file.tensors for file in self._files)) - set(self.tensors)):
+            raise CheckpointError(f"{folder}: {paths[0].name} lacks {listed(extra)}, which another file has; fetch it again")
+
+    def _axis(self, name: str, shape: tuple[int, ...]) -> int | None:
+        if len(self._files) == 1:
+            return None
+        if name == _EMBEDDING:  # by its inputs up to Llama 2, by the vocabulary since
+            return 0 if shape[1] == self.params.get("dim") else 1
+        if _BY_OUTPUT.fullmatch(name):
+            return 0
+        return 1 if _BY_INPUT.fullmatch(name) else None
+
+    @property
+    def bytes_read(self) -> int:
+        return self._count.total
+
+    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+        """A box of a joined tensor in its own dtype."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
+        axis = self._axes[name]
+        box = self._files[0].read(name, slices) if axis is None else self._joined(name, slices, axis)
+        self._count.add(box.nbytes)
+        return box
+
+    def _joined(self, name: str, slices: tuple[slice, ...], axis: int) -> np.ndarray:
+        size = self._files[0].tensors[name].shape[axis]
+        first, last, _ = slices[axis].indices(self.tensors[name].shape[axis])
+        parts = []
+        for i in range(first // size, -(-last // size)):
+            within = slice(max(first - i * size, 0), min(last - i * size, size))
+            parts.append(self._files[i].read(name, (*slices[:axis], within, *slices[axis + 1 :])))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+
+def _read_params(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fetch it again")
+    return values

@@ -1,0 +1,93 @@
+"""Tensors -> safetensors files that transformers opens, written front to back in pieces.
+
+Format: https://huggingface.co/docs/safetensors. The header, with every offset, comes first: shapes and dtypes are known before
+any number is. A file has its name once it is complete and flushed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints.safetensors import INDEX, SINGLE
+
+NAMES = {np.dtype("f8"): "F64", np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+
+
+class Entry(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def split(entries: Iterable[Entry], most: int) -> dict[str, list[Entry]]:
+    """File names, as transformers has them, and the tensors of each: in order, at most `most` bytes, or one larger tensor."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if groups[-1] and size + entry.nbytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += entry.nbytes
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def header(entries: list[Entry]) -> bytes:
+    """What a file of these tensors begins with."""
+    values: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in entries:
+        offsets = [at, at + entry.nbytes]
+        values[entry.name] = {"dtype": NAMES[entry.dtype], "shape": entry.shape, "data_offsets": offsets}
+        at += entry.nbytes
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_file(path: Path, entries: list[Entry], pieces: Iterable[np.ndarray]) -> None:
+    """`pieces` are the tensors' numbers, in order, each piece within one tensor. Raises OSError."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        file.write(header(entries))
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    expected = len(header(entries)) + sum(entry.nbytes for entry in entries)
+    assert part.stat().st_size == expected, f"{part} has {part.stat().st_size} bytes, not {expected}"
+    part.replace(path)
+
+
+def is_whole(path: Path, entries: list[Entry]) -> bool:
+    """Whether `write_file` has finished this file with these tensors."""
+    begin = header(entries)
+    if not path.is_file() or path.stat().st_size != len(begin) + sum(entry.nbytes for entry in entries):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(begin)) == begin
+
+
+def write_index(folder: Path, files: dict[str, list[Entry]]) -> None:
+    """Which file holds which tensor, where there are several."""
+    if list(files) == [SINGLE]:
+        return
+    total = sum(entry.nbytes for entries in files.values() for entry in entries)
+    weight_map = {entry.name: file for file, entries in files.items() for entry in entries}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")

@@ -1,0 +1,110 @@
+"""Weights that PyTorch has pickled: `pytorch_model.bin`, and the shards of Meta's releases.
+
+They are opened by torch's own loader of weights alone, which runs nothing that a pickle asks for, and mapped into memory where
+the file allows it. Needs torch, which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints.errors import CheckpointError
+from checkpoints.safetensors import ITEMSIZE, read_index
+from checkpoints.source import Counter, Mapped, Mappings, TensorInfo, box_bytes
+
+SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class TorchFile:
+    """Named tensors of one file. Raises CheckpointError for anything but plain tensors of known dtypes."""
+
+    def __init__(self, path: Path, mappings: Mappings):
+        torch = _torch(path)
+        kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        self.path = path
+        self._values = Mapped(mappings, lambda: _open(torch, path))
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, value in self._values.get().items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.is_sparse:
+                raise CheckpointError(f"{path}: {name!r} is no plain tensor; use the weights as safetensors")
+            if value.dtype not in kinds:
+                raise CheckpointError(f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(ITEMSIZE)}")
+            shape, dtype = tuple(value.shape), kinds[value.dtype]
+            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * ITEMSIZE[dtype])
+
+    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+        """A box of a tensor in its own dtype."""
+        import torch
+
+        nbytes = box_bytes(self.tensors[name], slices)
+        box = self._values.get(nbytes)[name].detach()[slices].contiguous()
+        if box.dtype == torch.bfloat16:
+            return np.array(box.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.array(box.numpy())
+
+
+class TorchSource:
+    """The tensors of a folder with `pytorch_model.bin`, or with several such files and their index."""
+
+    def __init__(self, folder: Path):
+        self.where = str(folder)
+        self.tensors: dict[str, TensorInfo] = {}
+        self._files: dict[str, TorchFile] = {}
+        self._count = Counter()
+        files: dict[Path, list[str] | None] = {folder / SINGLE: None}
+        if not (folder / SINGLE).exists():
+            files = dict(read_index(folder / INDEX))
+        mappings = Mappings()
+        for path, expected in files.items():
+            file = TorchFile(path, mappings)
+            for name in file.tensors if expected is None else expected:
+                if name not in file.tensors:
+                    raise CheckpointError(f"{path} lacks {name}, which {INDEX} says it holds; fetch both again")
+                self.tensors[name], self._files[name] = file.tensors[name], file
+
+    @property
+    def bytes_read(self) -> int:
+        return self._count.total
+
+    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+        """A box of a tensor in its own dtype."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
+        box = self._files[name].read(name, slices)
+        self._count.add(box.nbytes)
+        return box
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(f"{path} was pickled by PyTorch: pip install torch to read it, or use safetensors") from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # CVE-2025-32434: until then pickles could run code
+        raise CheckpointError(f"{path}: torch {torch.__version__} does not open it safely; pip install -U torch, at least 2.6")
+    return torch
+
+
+def _open(torch: Any, path: Path) -> dict[Any, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises some ten kinds for files that are not what they should be
+        said = str(error) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in said or "GLOBAL" in said):
+            raise CheckpointError(
+                f"{path} holds more than plain tensors, which could run anything when opened, and is left shut; use safetensors"
+            ) from error
+        if "mmap can only be used" in said:
+            raise CheckpointError(
+                f"{path} is in PyTorch's format from before 1.6; load it and save it again, or use safetensors"
+            ) from error
+        raise CheckpointError(f"{path} is truncated or corrupt ({said.splitlines()[0]}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, not named tensors; use the weights as safetensors")
+    return values
