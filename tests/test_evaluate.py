@@ -11,7 +11,7 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, RequestError
 from jaxllm.cli import main
-from jaxllm.evaluate import Answer, Question, Results, accuracy, read_questions
+from jaxllm.evaluate import Answer, Question, Results, accuracy, hellaswag, read_questions
 
 LINES: list[dict[str, Any]] = [
     {"query": f"{'a long ' * (i % 3)}question {i % 5}:", "choices": ["yes", "no", f"perhaps {i}"][: 2 + i % 2], "gold": i % 2}
@@ -138,3 +138,46 @@ def test_a_plot_without_matplotlib_is_refused_first(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert score(folder, file, "--plot", tmp_path / "plot.png") == 1
     assert "pip install 'jaxllm[plot]'" in capsys.readouterr().err
+
+
+ROWS = [
+    {
+        "activity_label": "Roof shingle removal",
+        "ctx_a": "A man is sitting on a roof. [substeps] He looks up.",
+        "ctx_b": "he",
+        "endings": [
+            "is using wrap  to wrap a pair of skis.",
+            " [header] How [title] It works",
+            "is ripping level tiles off.",
+            "x",
+        ],
+        "label": "2",
+    },
+    {
+        "activity_label": "Health",
+        "ctx_a": "[header] How to rest [title] Lie down.",
+        "ctx_b": "",
+        "endings": ["a", "b"],
+        "label": "0",
+    },
+]
+
+
+def test_hellaswag_by_name_is_worded_as_lm_evals_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install -e '.[eval]'")
+    task = pytest.importorskip("lm_eval.tasks.hellaswag.utils")
+    rows = datasets.Dataset.from_list(ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("jaxllm.evaluate.cache_dir", lambda: tmp_path / "models")
+    path = hellaswag()
+    expected = [(doc["query"], tuple(doc["choices"]), doc["gold"]) for doc in task.process_docs(rows)]
+    assert [(q.query, q.choices, q.gold) for q in read_questions(path)] == expected
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    assert hellaswag() == path  # fetched once
+    path.unlink()
+    with pytest.raises(RequestError, match=r"the hub cannot be reached \(no network\): name a file"):
+        hellaswag()
