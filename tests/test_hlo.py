@@ -236,7 +236,7 @@ def test_what_is_no_hlo_is_refused() -> None:
 
 
 def test_an_unknown_gpu_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown GPU 'b9000'; there are h100, h200, v100"):
+    with pytest.raises(ValueError, match="unknown GPU 'b9000'; there are a100-80gb, h100, h200, v100"):
         target_devices("b9000", 4)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         target_devices("h100", 0)
