@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError
 from checkpoints.families import read_gguf, read_hf, read_meta
 from checkpoints.families.hf_common import token_ids
@@ -82,14 +82,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         files = [file.name for file in sorted(folder.glob("*.gguf"))]
         remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
         raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
-    values = _read_json(folder / CONFIG)
+    values = read_json(folder / CONFIG)
     family, config, rules = read_hf(values, str(folder / CONFIG))
     source = _weights(folder)
     if values.get("dtype") is None and values.get("torch_dtype") is None:
         # As transformers does: the weights say what the config does not.
         first = next(iter(source.tensors.values()))
         config = replace(config, dtype=_DTYPES.get(first.dtype, "float32"))
-    generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
     defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
@@ -118,13 +118,3 @@ def _weights(folder: Path) -> Source:
     """Safetensors where there are any, else what PyTorch pickled."""
     pickled = any((folder / name).exists() for name in (SINGLE, INDEX))
     return TorchSource(folder) if pickled and not any(folder.glob("*.safetensors")) else SafetensorsSource(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again")
-    return values

@@ -5,13 +5,12 @@ A matrix is cut along its outputs or its inputs; the parts are joined as they ar
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.source import Counter, Mappings, TensorInfo
 from checkpoints.torch_files import TorchFile
@@ -28,7 +27,7 @@ class MetaSource:
 
     def __init__(self, folder: Path):
         self.where = str(folder)
-        self.params = _read_params(folder / PARAMS)
+        self.params = read_json(folder / PARAMS)
         paths = sorted(folder.glob("consolidated.*.pth"))
         if [path.name for path in paths] != [f"consolidated.{i:02d}.pth" for i in range(len(paths))] or not paths:
             names = listed([path.name for path in paths]) or "none"
@@ -78,13 +77,3 @@ class MetaSource:
             within = slice(max(first - i * size, 0), min(last - i * size, size))
             parts.append(self._files[i].read(name, (*slices[:axis], within, *slices[axis + 1 :])))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
-
-
-def _read_params(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again")
-    return values
