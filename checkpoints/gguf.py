@@ -12,7 +12,7 @@ from gguf.quants import dequantize
 
 from checkpoints.errors import CheckpointError
 from checkpoints.gguf_header import TensorEntry, read_header
-from checkpoints.source import Counter, Mapped, Mappings, TensorInfo
+from checkpoints.source import Mapped, Mappings, Source, TensorInfo
 
 PLAIN = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -35,12 +35,11 @@ _GROUP = 16  # rows that `gguf.quants` dequantises in one go
 _CHUNK = 1 << 16  # values in one go that measure fastest: fewer calls, still in the cache
 
 
-class GGUFSource:
+class GGUFSource(Source):
     """One `.gguf` file, memory-mapped. Raises CheckpointError if it is corrupt, truncated or of unknown types."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.where = str(path)
+        super().__init__(path)
         if path.stat().st_size < 8:
             raise CheckpointError(f"{path} is not a GGUF file: it is shorter than a header; fetch it again")
         self._data = Mapped(Mappings(), lambda: np.asarray(np.memmap(path, mode="r", dtype=np.uint8)))
@@ -48,40 +47,31 @@ class GGUFSource:
         self.metadata: dict[str, Any] = header.metadata
         self._entries = header.tensors
         self.tensors = {name: TensorInfo(entry.shape, entry.type.name, entry.size) for name, entry in header.tensors.items()}
-        self._count = Counter()
         for name, entry in self._entries.items():
             if entry.type not in PLAIN and entry.type not in QUANTISED:
                 known = ", ".join(kind.name for kind in (*PLAIN, *QUANTISED))
                 raise CheckpointError(f"{path}: tensor {name} is {entry.type.name}; use a file of {known}")
 
-    @property
-    def bytes_read(self) -> int:
-        return self._count.total
-
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a tensor: in its own dtype if it is a plain one, else float32."""
-        if name not in self._entries:
-            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the file again if it is incomplete")
+    def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
+        """In its own dtype if it is a plain one, else float32."""
         entry = self._entries[name]
         if entry.type in PLAIN:
             box = self._raw(entry).view(PLAIN[entry.type]).reshape(entry.shape)[slices]
-            self._count.add(box.nbytes)
-            return np.array(box)
+            return box, box.nbytes
         return self._dequantised(entry, slices)
 
     def _raw(self, entry: TensorEntry) -> np.ndarray:
         return self._data.get(entry.size)[entry.first : entry.first + entry.size]
 
-    def _dequantised(self, entry: TensorEntry, slices: tuple[slice, ...]) -> np.ndarray:
+    def _dequantised(self, entry: TensorEntry, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """Only the blocks that the box touches: rows are exact, columns are rounded out to blocks and trimmed."""
         block, block_bytes = GGML_QUANT_SIZES[entry.type]
         first, last, _ = slices[-1].indices(entry.shape[-1])
         blocks = slice(first // block, -(-last // block))
         raw = self._raw(entry).reshape(*entry.shape[:-1], entry.shape[-1] // block, block_bytes)[(*slices[:-1], blocks)]
-        self._count.add(raw.nbytes)
         values = _dequantise_blocks(raw.reshape(-1, block_bytes), entry.type)
         values = values.reshape(*raw.shape[:-2], raw.shape[-2] * block)
-        return values[..., first - blocks.start * block : last - blocks.start * block]
+        return values[..., first - blocks.start * block : last - blocks.start * block], raw.nbytes
 
 
 def _dequantise_blocks(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:

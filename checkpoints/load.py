@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints.copying import owned
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.names import Pattern, Rules, axis_sizes
 from checkpoints.parameters import Parameter, names_of_parameters, parameters
@@ -63,7 +64,7 @@ class Recipe:
         part = self.pattern.forward(box, sizes)
         for dim, (first, last) in enumerate(ranges):
             part = _select(part, dim, wanted[dim], first, last)
-        return np.ascontiguousarray(part, dtype)
+        return owned(part, dtype)
 
     def _positions(self, dim: int, part: slice) -> np.ndarray:
         index = self.parameter.indices[dim]

@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.source import Counter, Mappings, TensorInfo
+from checkpoints.source import Mappings, Source, TensorInfo
 from checkpoints.torch_files import TorchFile
 
 PARAMS = "params.json"
@@ -22,11 +22,11 @@ _BY_INPUT = re.compile(r".*\.(wo|w2)\.weight")
 _EMBEDDING = "tok_embeddings.weight"
 
 
-class MetaSource:
+class MetaSource(Source):
     """The joined tensors of a folder. Raises CheckpointError for files that do not belong together."""
 
     def __init__(self, folder: Path):
-        self.where = str(folder)
+        super().__init__(folder)
         self.params = read_json(folder / PARAMS)
         paths = sorted(folder.glob("consolidated.*.pth"))
         if [path.name for path in paths] != [f"consolidated.{i:02d}.pth" for i in range(len(paths))] or not paths:
@@ -34,9 +34,7 @@ class MetaSource:
             raise CheckpointError(f"{folder} needs consolidated.00.pth and so on without a gap, and has {names}; fetch it again")
         mappings = Mappings()
         self._files = [TorchFile(path, mappings) for path in paths]
-        self._count = Counter()
         self._axes: dict[str, int | None] = {}
-        self.tensors: dict[str, TensorInfo] = {}
         for name, info in self._files[0].tensors.items():
             self._axes[name] = axis = self._axis(name, info.shape)
             for file in self._files[1:]:
@@ -56,18 +54,10 @@ class MetaSource:
             return 0
         return 1 if _BY_INPUT.fullmatch(name) else None
 
-    @property
-    def bytes_read(self) -> int:
-        return self._count.total
-
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a joined tensor in its own dtype."""
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
+    def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         axis = self._axes[name]
         box = self._files[0].read(name, slices) if axis is None else self._joined(name, slices, axis)
-        self._count.add(box.nbytes)
-        return box
+        return box, box.nbytes
 
     def _joined(self, name: str, slices: tuple[slice, ...], axis: int) -> np.ndarray:
         size = self._files[0].tensors[name].shape[axis]

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from checkpoints.copying import contiguous
 from jaxllm.config import ModelConfig
 
 Group = tuple[str, ...]  # the axes merged into one dimension, outermost first
@@ -91,7 +92,11 @@ def _rearrange(x: np.ndarray, source: tuple[Group, ...], target: tuple[Group, ..
         raise ValueError(f"an array of shape {x.shape} is not {source} with sizes {dict(sizes)}")
     order = _atoms(source)
     split = x.reshape([sizes[axis] for axis in order])
-    return split.transpose([order.index(axis) for axis in _atoms(target)]).reshape(_shape(target, sizes))
+    moved = split.transpose([order.index(axis) for axis in _atoms(target)])
+    try:
+        return moved.reshape(_shape(target, sizes), copy=False)
+    except ValueError:  # axes that were apart are merged
+        return contiguous(moved).reshape(_shape(target, sizes))
 
 
 @dataclass(frozen=True)

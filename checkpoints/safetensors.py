@@ -1,35 +1,39 @@
 """Weights of a folder of safetensors files, read a slice at a time.
 
 Format: https://huggingface.co/docs/safetensors. One file `model.safetensors`, or several named by
-`model.safetensors.index.json`.
+`model.safetensors.index.json`. The library judges a header; tensors are then views of the mapped file, which it would copy.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.source import Counter, Mapped, Mappings, TensorInfo, box_bytes
+from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-class SafetensorsSource:
+class _Place(NamedTuple):
+    """Where a tensor lies: its file and its first byte there."""
+
+    data: Mapped[np.ndarray]
+    first: int
+
+
+class SafetensorsSource(Source):
     """The tensors of a folder. Raises CheckpointError when a file is missing, corrupt, or not what the index says."""
 
     def __init__(self, folder: Path):
-        self.where = str(folder)
-        self._files: dict[str, Mapped[Any]] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-        self._count = Counter()
+        super().__init__(folder)
+        self._places: dict[str, _Place] = {}
         self._mappings = Mappings()
         if (folder / SINGLE).exists():
             self._add(folder / SINGLE, None)
@@ -41,49 +45,61 @@ class SafetensorsSource:
                 f"{folder} holds neither {SINGLE} nor {INDEX}; convert its weights to safetensors, or fetch it again"
             )
 
-    @property
-    def bytes_read(self) -> int:
-        return self._count.total
-
     def _add(self, file: Path, expected: list[str] | None) -> None:
-        try:
-            mapped: Mapped[Any] = Mapped(self._mappings, lambda: safe_open(file, framework="np"))
-            opened = mapped.get()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
-        names = list(opened.keys())
-        if expected is not None and (missing := sorted(set(expected) - set(names))):
+        entries = read_header(file)
+        if expected is not None and (missing := sorted(set(expected) - set(entries))):
             raise CheckpointError(f"{file} lacks {listed(missing)}, which {INDEX} says it holds; fetch both again")
-        for name in names if expected is None else expected:
-            view = opened.get_slice(name)
-            dtype = view.get_dtype()
-            if dtype not in ITEMSIZE:
+        data = Mapped(self._mappings, lambda: np.asarray(np.memmap(file, mode="r", dtype=np.uint8)))
+        for name in entries if expected is None else expected:
+            info, first = entries[name]
+            if info.dtype not in DTYPES:
                 raise CheckpointError(
-                    f"{file}: tensor {name} is {dtype}; supported are {', '.join(ITEMSIZE)}; use the original weights"
+                    f"{file}: tensor {name} is {info.dtype}; supported are {', '.join(DTYPES)}; use the original weights"
                 )
-            shape = tuple(view.get_shape())
-            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * ITEMSIZE[dtype])
-            self._files[name] = mapped
+            self.tensors[name], self._places[name] = info, _Place(data, first)
 
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a tensor in its own dtype."""
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
-        nbytes = box_bytes(self.tensors[name], slices)
+    def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
+        """In its own dtype, a view of the file."""
+        info, (data, first) = self.tensors[name], self._places[name]
+        nbytes = box_bytes(info, slices)
         try:
-            box = self._files[name].get(nbytes).get_slice(name)[slices]
-        except (SafetensorError, OSError) as error:
+            raw = data.get(nbytes)[first : first + info.nbytes]
+        except OSError as error:
             raise CheckpointError(f"{self.where}: {name} cannot be read any more ({error}); fetch it again") from error
-        self._count.add(nbytes)
-        return box
+        return raw.view(DTYPES[info.dtype]).reshape(info.shape)[slices], nbytes
+
+
+def read_header(file: Path) -> dict[str, tuple[TensorInfo, int]]:
+    """Each tensor of a file, and its first byte there. Raises CheckpointError for a header that is not true of the file."""
+    try:
+        with safe_open(file, framework="np"), open(file, "rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            pairs = json.loads(opened.read(size), object_pairs_hook=_once)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
+    entries = {}
+    for name, entry in pairs.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            entries[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], last - first), 8 + size + first
+    return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are there once: of two, readers take whichever they like."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = sorted({name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i])})
+        raise ValueError(f"{listed(twice)} is there twice")
+    return values
 
 
 def read_index(index: Path) -> dict[Path, list[str]]:
     """model.safetensors.index.json -> the tensors of each file, which must exist inside the index's folder."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(), object_pairs_hook=_once)["weight_map"]
         pairs = sorted((str(file), str(name)) for name, file in weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} is not an index: it needs a `weight_map` from tensors to files; fetch it again"
         ) from error

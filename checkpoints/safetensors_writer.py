@@ -16,6 +16,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from checkpoints.copying import contiguous
 from checkpoints.safetensors import INDEX, SINGLE
 
 NAMES = {np.dtype("f8"): "F64", np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
@@ -67,7 +68,7 @@ def write_file(path: Path, entries: list[Entry], pieces: Iterable[np.ndarray]) -
     with open(part, "wb") as file:
         file.write(header(entries))
         for piece in pieces:
-            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            file.write(contiguous(piece).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
     expected = len(header(entries)) + sum(entry.nbytes for entry in entries)

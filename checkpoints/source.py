@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+from checkpoints.errors import CheckpointError
 
 T = TypeVar("T")
 
@@ -20,25 +23,33 @@ class TensorInfo(NamedTuple):
     nbytes: int
 
 
-class Source(Protocol):
+class Source:
     """Named tensors of which slices can be read, from several threads at once.
 
     Attributes:
       where: the file or folder, for messages.
       tensors: every tensor there is.
+      bytes_read: bytes of tensor data read from the files so far.
     """
 
-    where: str
-    tensors: dict[str, TensorInfo]
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of tensor data read from the file so far."""
-        ...
+    def __init__(self, where: Path):
+        self.where = str(where)
+        self.tensors: dict[str, TensorInfo] = {}
+        self.bytes_read = 0
+        self._counting = threading.Lock()
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a tensor as a float array of its own; raises CheckpointError."""
-        ...
+        """A box of a tensor as a float array, read-only where it is a view of the file. Raises CheckpointError."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.where} has no tensor {name}; fetch it again if it is incomplete")
+        box, nbytes = self._box(name, slices)
+        with self._counting:
+            self.bytes_read += nbytes
+        return box
+
+    def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
+        """The box, and how many bytes of the file it took."""
+        raise NotImplementedError
 
 
 RENEW = 1 << 28  # bytes
@@ -88,15 +99,3 @@ def box_bytes(info: TensorInfo, slices: tuple[slice, ...]) -> int:
     """Of a box of a tensor, whose numbers have whole bytes."""
     lengths = [len(range(size)[part]) for size, part in zip(info.shape, slices, strict=True)]
     return info.nbytes // max(math.prod(info.shape), 1) * math.prod(lengths)
-
-
-class Counter:
-    """A sum that several threads add to."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._lock = threading.Lock()
-
-    def add(self, amount: int) -> None:
-        with self._lock:
-            self.total += amount

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints.errors import CheckpointError
-from checkpoints.safetensors import ITEMSIZE, read_index
-from checkpoints.source import Counter, Mapped, Mappings, TensorInfo, box_bytes
+from checkpoints.safetensors import DTYPES, read_index
+from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -34,29 +34,28 @@ class TorchFile:
             if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.is_sparse:
                 raise CheckpointError(f"{path}: {name!r} is no plain tensor; use the weights as safetensors")
             if value.dtype not in kinds:
-                raise CheckpointError(f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(ITEMSIZE)}")
+                raise CheckpointError(f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(DTYPES)}")
             shape, dtype = tuple(value.shape), kinds[value.dtype]
-            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * ITEMSIZE[dtype])
+            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * DTYPES[dtype].itemsize)
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a tensor in its own dtype."""
+        """A box of a tensor in its own dtype, a view of the file."""
         import torch
 
         nbytes = box_bytes(self.tensors[name], slices)
-        box = self._values.get(nbytes)[name].detach()[slices].contiguous()
-        if box.dtype == torch.bfloat16:
-            return np.array(box.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
-        return np.array(box.numpy())
+        box = self._values.get(nbytes)[name].detach()[slices]
+        half = box.dtype == torch.bfloat16  # which numpy does not know by itself
+        view = box.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if half else box.numpy()
+        view.flags.writeable = False
+        return view
 
 
-class TorchSource:
+class TorchSource(Source):
     """The tensors of a folder with `pytorch_model.bin`, or with several such files and their index."""
 
     def __init__(self, folder: Path):
-        self.where = str(folder)
-        self.tensors: dict[str, TensorInfo] = {}
+        super().__init__(folder)
         self._files: dict[str, TorchFile] = {}
-        self._count = Counter()
         files: dict[Path, list[str] | None] = {folder / SINGLE: None}
         if not (folder / SINGLE).exists():
             files = dict(read_index(folder / INDEX))
@@ -68,17 +67,9 @@ class TorchSource:
                     raise CheckpointError(f"{path} lacks {name}, which {INDEX} says it holds; fetch both again")
                 self.tensors[name], self._files[name] = file.tensors[name], file
 
-    @property
-    def bytes_read(self) -> int:
-        return self._count.total
-
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """A box of a tensor in its own dtype."""
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.where} has no tensor {name}; fetch the checkpoint again if it is incomplete")
+    def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         box = self._files[name].read(name, slices)
-        self._count.add(box.nbytes)
-        return box
+        return box, box.nbytes
 
 
 def _torch(path: Path) -> Any:

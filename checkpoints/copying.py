@@ -1,0 +1,64 @@
+"""Strided views of files -> arrays of their own, at about the speed of memory.
+
+A weight is stored as [out, in] and used as [in, out], so most of loading is a transposition. numpy transposes an element at a
+time, and where rows are a power of two apart a column's elements share a few cache lines: 0.23 GB/s for a bfloat16 matrix of
+11,008 x 4,096 on a Zen 3 core. Tile by tile, through a buffer whose rows lie otherwise, it is 1.6, into new memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_ALIGN = 64  # bytes: XLA's CPU client takes such memory as it is, without another copy
+_LONG, _WIDE = 256, 512  # of a tile, along what is contiguous in the view and in the result
+_STAGGER = 8  # numbers between the rows of the buffer, so that they do not fall on the same cache lines
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`numpy.empty`, aligned."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + _ALIGN, np.uint8)
+    first = -memory.ctypes.data % _ALIGN
+    return memory[first : first + nbytes].view(dtype).reshape(shape)
+
+
+def owned(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`x` in `dtype`, contiguous: `x` itself if it is that already and may be written to, which views of files may not."""
+    if x.dtype == dtype and x.flags.c_contiguous and x.flags.writeable:
+        return x
+    out = memory = empty(x.shape, dtype)
+    if x.dtype == dtype:
+        x, memory = (a.view(f"u{dtype.itemsize}") for a in (x, out))  # ml_dtypes' own copies are slower than numpy's
+    last, fast = x.ndim - 1, _fastest(x)
+    if fast == last:
+        np.copyto(memory, x, casting="unsafe")
+        return out
+    source, target = (np.moveaxis(a, (fast, last), (-2, -1)) for a in (x, memory))
+    for at in np.ndindex(source.shape[:-2]):
+        _transpose(source[at], target[at])
+    return out
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """`x` itself where its numbers follow each other, else a copy in which they do."""
+    return x if x.flags.c_contiguous else owned(x, x.dtype)
+
+
+def _fastest(x: np.ndarray) -> int:
+    """The axis along which neighbours are nearest in memory; the last one of several."""
+    strides = [(abs(stride), -i) for i, stride in enumerate(x.strides) if x.shape[i] > 1]
+    return -min(strides)[1] if strides else x.ndim - 1
+
+
+def _transpose(x: np.ndarray, out: np.ndarray) -> None:
+    """Fills `out` [I, J], whose rows are contiguous, from `x` [I, J], whose columns are."""
+    rows, columns = x.shape
+    buffer = np.empty((min(_WIDE, columns), min(_LONG, rows) + _STAGGER), out.dtype)
+    for i in range(0, rows, _LONG):  # row by row of tiles: memory that is new is then touched in order
+        for j in range(0, columns, _WIDE):
+            tile = x[i : i + _LONG, j : j + _WIDE].T
+            part = buffer[: tile.shape[0], : tile.shape[1]]
+            np.copyto(part, tile, casting="unsafe")
+            out[i : i + _LONG, j : j + _WIDE] = part.T
