@@ -20,6 +20,7 @@ Say = Callable[[str], None]
 """Called with one line when something slow begins."""
 
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt")
+PICKLED = "pytorch_model*.bin"  # fetched where there are no safetensors
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -118,7 +119,10 @@ def _from_hub(name: str, say: Say) -> Path:
 
     say(f"looking for {name} on the Hugging Face hub")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        folder = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED]))
+        return folder
     except GatedRepoError as error:
         raise CheckpointError(f"{name} is gated; accept its terms on the hub and log in with `hf auth login`") from error
     except RepositoryNotFoundError as error:

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import threading
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,24 @@ def _unreachable(*_: Any, **__: Any) -> None:
     raise AssertionError("the hub was asked")
 
 
-def test_a_hub_id_is_fetched_without_other_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+@pytest.mark.parametrize("held", ["model.safetensors", "pytorch_model.bin"])
+def test_pickles_are_fetched_from_the_hub_only_where_there_are_no_safetensors(
+    held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
 
     def snapshot(name: str, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
+        assert name == "someone/model"
+        asked.append(allow_patterns)
+        if any(fnmatch(held, pattern) for pattern in allow_patterns):
+            (tmp_path / held).touch()
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert hub.resolve("someone/model") == tmp_path
-    assert {"*.safetensors", "*.json", "*.model", "*.jinja"} <= set(asked["someone/model"])
-    assert not any("bin" in pattern for pattern in asked["someone/model"])
+    assert {"*.safetensors", "*.json", "*.model", "*.jinja"} <= set(asked[0])
+    assert not any("bin" in pattern for pattern in asked[0])
+    assert (tmp_path / held).exists() and len(asked) == (1 if held == "model.safetensors" else 2)
 
 
 @pytest.mark.parametrize(
