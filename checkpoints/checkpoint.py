@@ -74,6 +74,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    _refuse_links_out(folder)
     if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
         meta = MetaSource(folder)
         family, config, rules = read_meta(meta)
@@ -94,6 +95,15 @@ def _open_folder(folder: Path) -> Checkpoint:
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
     defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
     return Checkpoint(folder, family, config, source, rules, defaults)
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """A folder from elsewhere could have this machine's files read, and copied by a conversion. The hub's cache has its own."""
+    here = folder.resolve()
+    allowed = [here, here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [here]
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in allowed):
+            raise CheckpointError(f"{file} is a link out of its folder, to {file.resolve()}: put the file itself there")
 
 
 def _sentencepiece(folder: Path) -> Any:
