@@ -14,9 +14,10 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.gguf import PLAIN, QUANTISED, GGUFSource
 from checkpoints.gguf_tokenizer import build_tokenizer
@@ -109,7 +110,7 @@ def write_gguf(
     align: int = 32,
     plain: str = "",
 ) -> Path:
-    """A GGUF file whose matrices are of one kind, vectors and the matrix `plain` float32."""
+    """A GGUF file whose matrices are of one kind; vectors, the matrix `plain` and rows without whole blocks float32."""
     writer = GGUFWriter(path, arch)
     writer.add_custom_alignment(align)
     add: dict[type, Callable[[str, Any], None]] = {
@@ -119,7 +120,7 @@ def write_gguf(
     for key, value in metadata.items():
         add[type(value)](key, value)
     for name, x in tensors.items():
-        stored = Kind.F32 if x.ndim == 1 or name == plain else kind
+        stored = Kind.F32 if x.ndim == 1 or name == plain or x.shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
         if stored == Kind.F16:
             writer.add_tensor(name, x.astype(np.float16))
         else:
@@ -193,6 +194,24 @@ def test_slices_of_every_stored_type(tmp_path: Path, kind: Kind) -> None:
         assert got.dtype == PLAIN.get(kind, np.float32)
         np.testing.assert_array_equal(got.astype(np.float32), whole[box])
         assert got.flags.writeable == (kind not in PLAIN)  # plain ones are views of the file
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1])
+def test_a_conversion_holds_what_gguf_itself_dequantises(tmp_path: Path, kind: Kind) -> None:
+    tensors = hf_and_gguf(False, False)[1]
+    path = write_gguf(tmp_path / "x.gguf", METADATA, tensors, kind)
+    convert(plan(open_checkpoint(path), tmp_path / "out"))
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    reference = {t.name: dequantize(np.asarray(t.data), t.tensor_type) for t in GGUFReader(path).tensors}
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    names |= {f"blk.{i}.{theirs}": f"model.layers.{i}.{ours}" for i in range(2) for ours, theirs in LAYER.items()}
+    assert len(reference) == len(after) == len(names)
+    for theirs, ours in names.items():
+        x, y = reference[f"{theirs}.weight"], after[f"{ours}.weight"]
+        heads = {"attn_q": 9, "attn_k": 3}.get(theirs.split(".")[-1])
+        y = y if heads is None else permute(y, heads)
+        assert y.dtype == PLAIN.get(kind, np.float32) or "norm" in theirs
+        np.testing.assert_array_equal(y.astype(np.float32), x.reshape(y.shape))
 
 
 def test_rows_are_read_exactly_and_columns_by_blocks(tmp_path: Path) -> None:
