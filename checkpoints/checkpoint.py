@@ -19,7 +19,7 @@ from checkpoints.source import Source
 from checkpoints.torch_files import INDEX, SINGLE, TorchSource
 from jaxllm.config import ModelConfig
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, ORBAX = "config.json", "generation_config.json", "params"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
@@ -85,7 +85,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
     values = read_json(folder / CONFIG)
     family, config, rules = read_hf(values, str(folder / CONFIG))
-    source = _weights(folder)
+    source, rules = _weights(folder, rules)
     if values.get("dtype") is None and values.get("torch_dtype") is None:
         # As transformers does: the weights say what the config does not.
         first = next(iter(source.tensors.values()))
@@ -124,7 +124,13 @@ def _sentencepiece(folder: Path) -> Any:
         raise CheckpointError(f"{file} is not SentencePiece's: move it away, and use the tokenizer.json of the hub") from error
 
 
-def _weights(folder: Path) -> Source:
-    """Safetensors where there are any, else what PyTorch pickled."""
-    pickled = any((folder / name).exists() for name in (SINGLE, INDEX))
-    return TorchSource(folder) if pickled and not any(folder.glob("*.safetensors")) else SafetensorsSource(folder)
+def _weights(folder: Path, rules: Rules) -> tuple[Source, Rules]:
+    """Safetensors where there are any, else Orbax's arrays, else what PyTorch pickled; and the names of its tensors."""
+    if not any(folder.glob("*.safetensors")):
+        if (folder / ORBAX).is_dir():
+            from checkpoints.orbax import OrbaxSource  # takes a second to import
+
+            return OrbaxSource(folder), rules.of_parameters()
+        if any((folder / name).exists() for name in (SINGLE, INDEX)):
+            return TorchSource(folder), rules
+    return SafetensorsSource(folder), rules

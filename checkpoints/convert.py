@@ -1,4 +1,4 @@
-"""A checkpoint of any format -> a folder that transformers loads, in bounded memory, whole or absent.
+"""A checkpoint of any format -> a folder of safetensors or Orbax, in bounded memory, whole or absent.
 
 Tensors go slice by slice from the source's files to the target's, through the parameters that both name. The target grows in a
 sibling, `NAME.partial`, and takes its name when it is complete, flushed and compared with the source. A run that was stopped goes
@@ -22,15 +22,16 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
+from checkpoints.checkpoint import CONFIG, GENERATION, ORBAX, Checkpoint, open_checkpoint
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.families import FAMILIES
 from checkpoints.gguf import GGUFSource
 from checkpoints.load import require_tied_head
 from checkpoints.meta import MetaSource
-from checkpoints.names import Pattern
+from checkpoints.names import Pattern, Rules
 from checkpoints.parameters import names_of_parameters
-from checkpoints.safetensors_writer import NAMES, Entry, is_whole, split, write_file, write_index
+from checkpoints.safetensors_writer import NAMES, SafetensorsFiles
+from checkpoints.target import Entry, Target
 from checkpoints.verify import compare, differing_config
 from checkpoints.view import SLICE, View
 
@@ -42,6 +43,7 @@ TRAVELS = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_
            "chat_template*", GENERATION)  # fmt: skip
 WRITING, PUBLISHING = "writing", "publishing"  # what a run that was stopped was doing
 PEAK_BYTES = 16 * 4 * SLICE  # a few slices in float32, read, rearranged, rounded and compared, and some for their buffers
+FORMATS = ("safetensors", "orbax")
 T = TypeVar("T")
 
 
@@ -52,11 +54,21 @@ class Job:
     source: Checkpoint
     target: Path
     dtype: str | None
-    files: dict[str, list[Entry]]
+    rules: Rules
+    format: Target
+
+    @property
+    def groups(self) -> dict[str, list[Entry]]:
+        """What is written whole or not at all, files or arrays, and the tensors in it."""
+        return self.format.groups
 
     @property
     def nbytes(self) -> int:
-        return sum(entry.nbytes for entries in self.files.values() for entry in entries)
+        return sum(entry.nbytes for entries in self.groups.values() for entry in entries)
+
+    def by_parameter(self) -> dict[str, tuple[str, Pattern]]:
+        """Path of each parameter -> the tensor that it becomes, and how."""
+        return self.rules.by_parameter(self.source.config.num_layers)
 
     @property
     def work(self) -> Path:
@@ -70,16 +82,21 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What tells this conversion from another into the same folder."""
         stat = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _source_files(self.source.path)]
-        files = {name: [(e.name, list(e.shape), NAMES[e.dtype]) for e in entries] for name, entries in self.files.items()}
-        return json.loads(json.dumps({"source": stat, "dtype": self.dtype, "files": files}))
+        groups = {name: [(e.name, list(e.shape), str(e.dtype)) for e in entries] for name, entries in self.groups.items()}
+        return json.loads(json.dumps({"source": stat, "dtype": self.dtype, "groups": groups}))
 
 
-def plan(source: Checkpoint, target: Path, *, dtype: str | None = None, max_shard_bytes: int = 5 * 10**9) -> Job:
-    """What converting would write. `dtype` rounds to it; None keeps each tensor's own, float32 for quantised ones.
+def plan(
+    source: Checkpoint, target: Path, *, to: str = "safetensors", dtype: str | None = None, max_shard_bytes: int = 5 * 10**9
+) -> Job:
+    """What converting to one of FORMATS would write. `dtype` rounds to it; None keeps each tensor's own, float32 if quantised.
 
     Raises CheckpointError for tensors that are missing, misshapen or have no place. Of the weights only a tied head is read.
     """
-    view, names = View(source), _target_names(source)
+    view, rules = View(source), FAMILIES[source.family].rules
+    if to == "orbax":
+        rules = rules.of_parameters()
+    names = rules.by_parameter(source.config.num_layers)
     declared = set(names_of_parameters(source.config))
     extra = view.extra + [tensor for path, (tensor, _) in view.by_param.items() if path not in declared]
     if extra:
@@ -92,7 +109,17 @@ def plan(source: Checkpoint, target: Path, *, dtype: str | None = None, max_shar
         view.shape(path)
         entries.append(Entry(names[path][0], names[path][1].tensor_shape(view.sizes), _dtype(view, path, dtype)))
     require_tied_head(source.source, source.rules, source.config)
-    return Job(source, target.resolve(), dtype, split(entries, max_shard_bytes))
+    return Job(source, target.resolve(), dtype, rules, _format(to, entries, max_shard_bytes))
+
+
+def _format(to: str, entries: list[Entry], max_shard_bytes: int) -> Target:
+    if to == "safetensors":
+        return SafetensorsFiles(entries, max_shard_bytes)
+    if to == "orbax":
+        from checkpoints.orbax import OrbaxArrays  # takes a second to import
+
+        return OrbaxArrays(entries)
+    raise ValueError(f"unknown format {to!r}; there are {', '.join(FORMATS)}")
 
 
 def convert(job: Job, *, force: bool = False, check: bool = True, progress: Progress = lambda done, total: None) -> None:
@@ -128,8 +155,8 @@ def _may_write(job: Job, force: bool) -> None:
     if not force:
         raise CheckpointError(f"{target} exists: choose another target, or overwrite it with --force")
     inside = list(target.iterdir()) if target.is_dir() else [target]
-    weights = any(path.suffix == ".safetensors" for path in inside) and (target / CONFIG).exists()
-    if inside and (not weights or any(path.is_dir() for path in inside)):
+    weights = any(path.suffix == ".safetensors" or path.name == ORBAX for path in inside) and (target / CONFIG).exists()
+    if inside and (not weights or any(path.is_dir() and path.name != ORBAX for path in inside)):
         raise CheckpointError(f"{target} is no checkpoint, which alone --force overwrites: choose another target")
 
 
@@ -151,11 +178,6 @@ def _finished(job: Job) -> bool:
     """Whether this very conversion had published its target when it was stopped."""
     published = job.target.exists() and not job.work.exists()
     return published and _recorded(job) == {"state": PUBLISHING, "job": job.identity()}
-
-
-def _target_names(source: Checkpoint) -> dict[str, tuple[str, Pattern]]:
-    """Path of each parameter -> the tensor that it becomes, and how."""
-    return FAMILIES[source.family].rules.by_parameter(source.config.num_layers)
 
 
 def _dtype(view: View, path: str, dtype: str | None) -> np.dtype:
@@ -194,7 +216,8 @@ def _begin(job: Job) -> None:
         shutil.rmtree(job.work)
     _record(job, WRITING)
     job.work.mkdir(exist_ok=True)
-    missing = sum(e.nbytes for name, entries in job.files.items() if not is_whole(job.work / name, entries) for e in entries)
+    job.format.begin(job.work)
+    missing = sum(e.nbytes for name, entries in job.groups.items() if not job.format.is_whole(job.work, name) for e in entries)
     free = shutil.disk_usage(job.work).free
     if missing > free:
         raise CheckpointError(f"{job.target} needs {missing:,} more bytes, the disk has {free:,}: free some or go elsewhere")
@@ -202,30 +225,31 @@ def _begin(job: Job) -> None:
 
 def _write(job: Job, progress: Progress) -> None:
     view = View(job.source)
-    by_tensor = {tensor: (path, pattern) for path, (tensor, pattern) in _target_names(job.source).items()}
+    by_tensor = {tensor: (path, pattern) for path, (tensor, pattern) in job.by_parameter().items()}
     done = 0
 
     def pieces(entries: list[Entry]) -> Iterator[np.ndarray]:
         nonlocal done
         for entry in entries:
-            for piece in _pieces(view, *by_tensor[entry.name], entry):
+            for piece in _pieces(view, *by_tensor[entry.name], entry, job.format.rows(entry)):
                 yield piece
                 done += piece.nbytes
                 progress(done, job.nbytes)
 
-    for name, entries in job.files.items():
-        if is_whole(job.work / name, entries):
+    for name, entries in job.groups.items():
+        if job.format.is_whole(job.work, name):
             done += sum(entry.nbytes for entry in entries)
             progress(done, job.nbytes)
         else:
-            write_file(job.work / name, entries, _ahead(pieces(entries)))
-    write_index(job.work, job.files)
+            job.format.write(job.work, name, _ahead(pieces(entries)))
+    job.format.end(job.work)
 
 
-def _pieces(view: View, path: str, pattern: Pattern, entry: Entry) -> Iterator[np.ndarray]:
+def _pieces(view: View, path: str, pattern: Pattern, entry: Entry, rows: int) -> Iterator[np.ndarray]:
     """A target tensor's numbers, in order: slices along its first axis."""
     axis = pattern.tensor_dims[0][0]
-    for bounds in view.slices(path, axis):
+    multiple = -(-rows * view.sizes[axis] // entry.shape[0])  # of the axis that leads the first dimension
+    for bounds in view.slices(path, axis, multiple):
         part = view.read(path, axis, bounds)
         exact = pattern.inverse(part, view.sizes | {axis: bounds[1] - bounds[0]})
         yield round_to(exact, entry.dtype, entry.name)
@@ -275,7 +299,7 @@ def _write_config(job: Job) -> None:
     values = (
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else FAMILIES[source.family].write_config(source.config)
     )
-    dtypes = {str(e.dtype) for entries in job.files.values() for e in entries if len(e.shape) > 1}
+    dtypes = {str(e.dtype) for entries in job.groups.values() for e in entries if len(e.shape) > 1}
     key = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"  # before transformers 5, and since
     values[key] = dtypes.pop() if len(dtypes) == 1 else "float32"
     (job.work / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -296,7 +320,7 @@ def _publish(job: Job) -> None:
     """The finished folder takes the target's place."""
     if _recorded(job).get("job") != job.identity():
         raise CheckpointError(f"{job.source.path} was changed while it was read: run again")
-    for path in (*job.work.iterdir(), job.work):
+    for path in (*job.work.rglob("*"), job.work):
         _flush(path)
     _record(job, PUBLISHING)
     old = job.beside("old")
@@ -326,5 +350,5 @@ def _flush(path: Path) -> None:
 
 def _source_files(path: Path) -> list[Path]:
     """Weights, and what says how to read them."""
-    kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json")
+    kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json", f"{ORBAX}/*", f"{ORBAX}/*/*")
     return sorted(file for kind in kinds for file in path.glob(kind)) if path.is_dir() else [path]

@@ -141,6 +141,11 @@ class Rules:
         )
         return {param: (tensor, self.table[i].pattern) for _, i, tensor, param in order}
 
+    def of_parameters(self) -> Rules:
+        """The rules of a format that holds the same parameters as the decoder does, under their own paths."""
+        sides = ((rule.param, rule.pattern.text.split("->")[1].strip()) for rule in self.table)
+        return Rules(tuple(Rule.of(param, f"{side} -> {side}", param) for param, side in sides))
+
     def is_ignored(self, tensor: str) -> bool:
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)
 

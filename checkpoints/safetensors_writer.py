@@ -7,31 +7,34 @@ any number is. A file has its name once it is complete and flushed.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from checkpoints.copying import contiguous
 from checkpoints.safetensors import INDEX, SINGLE
+from checkpoints.target import Entry, Target
 
 NAMES = {np.dtype("f8"): "F64", np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 
 
-class Entry(NamedTuple):
-    """A tensor to be written."""
+class SafetensorsFiles(Target):
+    """Files as transformers has them, of at most so many bytes, and their index."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    def __init__(self, entries: Iterable[Entry], most: int):
+        super().__init__(split(entries, most))
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def is_whole(self, folder: Path, name: str) -> bool:
+        return is_whole(folder / name, self.groups[name])
+
+    def write(self, folder: Path, name: str, pieces: Iterator[np.ndarray]) -> None:
+        write_file(folder / name, self.groups[name], pieces)
+
+    def end(self, folder: Path) -> None:
+        write_index(folder, self.groups)
 
 
 def split(entries: Iterable[Entry], most: int) -> dict[str, list[Entry]]:

@@ -45,10 +45,14 @@ class View:
             raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
         return pattern.param_shape(self.sizes)
 
-    def slices(self, path: str, axis: str) -> Iterator[tuple[int, int]]:
-        """Ranges of a parameter's `axis` that are read at a time, in order. It leads a dimension of the parameter's tensor."""
+    def slices(self, path: str, axis: str, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """Ranges of a parameter's `axis` that are read at a time, in order, of a multiple of so many but for the last.
+
+        It leads a dimension of the parameter's tensor.
+        """
         count = self.sizes[axis]
-        step = max(1, count * SLICE // max(math.prod(self.shape(path)), 1))
+        step = count * SLICE // max(math.prod(self.shape(path)), 1)
+        step = max(1, step // multiple) * multiple
         for first in range(0, count, step):
             yield first, min(first + step, count)
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.convert import PEAK_BYTES, convert, plan
+from checkpoints.convert import FORMATS, PEAK_BYTES, convert, plan
 from checkpoints.hub import resolve
 from checkpoints.inspect import padding, summary
 from checkpoints.verify import Compared, compare, differing_config
@@ -33,11 +33,12 @@ def add(commands: Any) -> None:
     verify.set_defaults(run=run_verify)
     conversion = commands.add_parser(
         "convert",
-        help="a checkpoint to a safetensors folder",
-        description="Write a checkpoint as a folder that transformers loads.",
+        help="a checkpoint to a folder of safetensors or Orbax",
+        description="Write a checkpoint as a folder that transformers loads, or as one of Orbax that any mesh restores.",
     )
     conversion.add_argument("source", metavar="SRC", help="folder, .gguf file, hub id, or smollm2-135m")
     conversion.add_argument("target", metavar="DST", type=Path)
+    conversion.add_argument("--to", choices=FORMATS, default=FORMATS[0], help="format of DST (default: safetensors)")
     conversion.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="round to it (default: as stored)")
     conversion.add_argument(
         "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="of a file, such as 5GB (default)"
@@ -74,10 +75,11 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     source = _open(args.source)
-    job = plan(source, args.target, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
+    job = plan(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
     read = sum(info.nbytes for info in source.source.tensors.values())
-    tensors = sum(map(len, job.files.values()))
-    print(f"{source.path} -> {job.target}: {read:,} bytes -> {job.nbytes:,} bytes, {tensors} tensors in {len(job.files)} files")
+    tensors = sum(map(len, job.groups.values()))
+    where = f"{len(job.groups)} files" if args.to == "safetensors" else "an Orbax checkpoint"
+    print(f"{source.path} -> {job.target}: {read:,} bytes -> {job.nbytes:,} bytes, {tensors} tensors in {where}")
     if args.dry_run:
         print(f"peak memory: under {PEAK_BYTES >> 20} MiB beside Python's own; nothing was written")
         return 0

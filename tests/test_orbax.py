@@ -1,0 +1,179 @@
+"""Orbax checkpoints: exact both ways, restored by Orbax itself, read in parts, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_checkpoint import CONFIG, write_tiny, write_tokenizer
+
+from checkpoints import view
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.convert import convert, plan
+from checkpoints.errors import CheckpointError
+from checkpoints.load import load
+from checkpoints.load import plan as recipes
+from checkpoints.orbax import ITEM, OrbaxArrays, chunk_shape
+from checkpoints.target import Entry
+from checkpoints.verify import compare
+from jaxllm.cli import main
+from sharding.layout import make_layout
+
+LARGER = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 512, "num_attention_heads": 16, "num_key_value_heads": 8,
+          "head_dim": 32}  # fmt: skip
+
+
+def leaves(folder: Path, name: str, devices: int) -> list[jax.Array]:
+    checkpoint = open_checkpoint(folder)
+    layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
+    return load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("slice_numbers", [1 << 24, 5000])
+def test_there_and_back_is_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, tied: bool, slice_numbers: int
+) -> None:
+    monkeypatch.setattr(view, "SLICE", slice_numbers)
+    sizes = LARGER | {"vocab_size": 300, "num_attention_heads": 9, "num_key_value_heads": 3}
+    source = write_tokenizer(
+        write_tiny(tmp_path / "source", **sizes, tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+    )
+    tensors: dict[str, Any] = load_file(source / "model.safetensors")
+    rng = np.random.default_rng(1)
+    for name in [name for name in tensors if "_proj.weight" in name]:
+        tensors[name.replace(".weight", ".bias")] = rng.standard_normal(tensors[name].shape[0])
+    if tied:
+        del tensors["lm_head.weight"]
+    save_file({name: x.astype(dtype) for name, x in tensors.items()}, source / "model.safetensors")
+    assert main(["convert", str(source), str(tmp_path / "orbax"), "--to", "orbax"]) == 0
+    assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "back")]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    for name, x in before.items():
+        assert x.dtype == after[name].dtype and x.tobytes() == after[name].tobytes(), name
+    assert "tokenizer.json" in os.listdir(tmp_path / "orbax") and "tokenizer.json" in os.listdir(tmp_path / "back")
+    assert sorted(os.listdir(tmp_path)) == ["back", "orbax", "source"]
+
+
+@pytest.mark.parametrize(("name", "devices"), [("tensor", 1), ("gathered", 2), ("tensor", 3), ("gathered-2x2", 4), ("tensor", 8)])
+def test_every_mesh_and_layout_loads_the_same(tmp_path: Path, name: str, devices: int) -> None:
+    source = write_tiny(tmp_path / "source", **LARGER, num_hidden_layers=1)
+    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    for a, b in zip(leaves(source, name, devices), leaves(tmp_path / "orbax", name, devices), strict=True):
+        assert a.sharding == b.sharding
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["tensor", "gathered"])
+def test_a_quarter_of_the_devices_reads_about_a_quarter(tmp_path: Path, name: str) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "vocab_size": 2048, "head_dim": 128, "num_hidden_layers": 1}
+    source = write_tiny(tmp_path / "source", **LARGER | sizes)  # pieces of 64 kB are not cut
+    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    checkpoint = open_checkpoint(tmp_path / "orbax")
+    layout = make_layout(name, jax.devices()[:4], checkpoint.config.hidden_size)
+    mine = layout.mesh.devices.flat[1]
+    for recipe in recipes(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
+        index = recipe.parameter.sharding.devices_indices_map(recipe.parameter.shape)[mine]
+        recipe.shard(index, np.dtype(np.float32))
+    whole = sum(info.nbytes for info in checkpoint.source.tensors.values())
+    assert whole / 4 <= checkpoint.source.bytes_read < 0.3 * whole
+
+
+def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "source", **LARGER, num_hidden_layers=1)
+    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    tensors = load_file(source / "model.safetensors")
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "orbax" / ITEM)
+        np.testing.assert_array_equal(tree["embedding"], tensors["model.embed_tokens.weight"])
+        np.testing.assert_array_equal(tree["blocks"]["0"]["mlp"]["gate"], tensors["model.layers.0.mlp.gate_proj.weight"].T)
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+        def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.shape[0] % 4 == 0 else whole)
+
+        restored = checkpointer.restore(tmp_path / "orbax" / ITEM, jax.tree.map(abstract, tree))
+    assert restored["embedding"].sharding == rows
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), restored, tree))
+
+
+@pytest.mark.parametrize(("ocdbt", "zarr3"), [(True, True), (True, False), (False, True), (False, False)])
+def test_what_orbax_itself_saved_is_read(tmp_path: Path, ocdbt: bool, zarr3: bool) -> None:
+    """Its own chunks and compression, in each of its formats."""
+    source = write_tiny(tmp_path / "source")
+    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "orbax" / ITEM)
+    shutil.rmtree(tmp_path / "orbax" / ITEM)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)) as saver:
+        saver.save(tmp_path / "orbax" / ITEM, tree)
+    assert all(one.equal for one in compare(open_checkpoint(source), open_checkpoint(tmp_path / "orbax")))
+
+
+def test_an_interrupted_run_goes_on_and_writes_each_array_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_checkpoint(write_tiny(tmp_path / "source"))
+    job = plan(source, tmp_path / "target", to="orbax")
+    written: list[str] = []
+    write, stopping = OrbaxArrays.write, True
+
+    def counted(self: OrbaxArrays, folder: Path, name: str, pieces: Any) -> None:
+        if stopping and len(written) == 7:
+            raise KeyboardInterrupt
+        write(self, folder, name, pieces)
+        written.append(name)
+
+    monkeypatch.setattr(OrbaxArrays, "write", counted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(job)
+    assert not job.target.exists()
+    stopping = False
+    convert(job)
+    assert sorted(written) == sorted(job.groups)
+    assert all(one.equal for one in compare(source, open_checkpoint(job.target)))
+    assert main(["convert", str(tmp_path / "source"), str(job.target), "--force"]) == 0  # in the place of what was Orbax's
+    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
+    convert(plan(open_checkpoint(write_tiny(tmp_path / "source", **LARGER)), tmp_path / "orbax", to="orbax"))
+    params = tmp_path / "orbax" / ITEM
+    shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
+    largest = max((params / "d").iterdir(), key=lambda file: file.stat().st_size)
+    largest.unlink()
+    checkpoint = open_checkpoint(tmp_path / "orbax")
+    with pytest.raises(CheckpointError, match=r"(blocks|embedding|head)\S* cannot be read"):
+        list(compare(checkpoint, checkpoint))
+    for file, content in (("manifest.ocdbt", b"x"), ("_METADATA", b"{}"), ("_METADATA", b"[")):
+        shutil.rmtree(tmp_path / "orbax")
+        shutil.copytree(tmp_path / "copy", tmp_path / "orbax")
+        (params / file).write_bytes(content)
+        with pytest.raises(CheckpointError, match="params"):
+            open_checkpoint(tmp_path / "orbax")
+
+
+def test_chunks_divide_what_layouts_split() -> None:
+    def chunks(*shape: int) -> tuple[int, ...]:
+        return chunk_shape(Entry("x", shape, np.dtype(ml_dtypes.bfloat16)))
+
+    assert chunks(4096, 11008) == (512, 1376)
+    assert chunks(6656, 52, 128) == (832, 4, 128)  # 52 heads over four devices: 13, three chunks and a bit
+    assert chunks(32000, 4096) == (4000, 512)
+    assert chunks(24, 40) == (24, 40) and chunks(4096) == (4096,)
+
+
+def test_the_configs_travel(tmp_path: Path) -> None:
+    convert(plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "orbax", to="orbax", dtype="bfloat16"))
+    assert json.loads((tmp_path / "orbax" / "config.json").read_text()) == CONFIG | {"dtype": "bfloat16"}
