@@ -30,7 +30,8 @@ from checkpoints.load import require_tied_head
 from checkpoints.meta import MetaSource
 from checkpoints.names import Pattern, Rules
 from checkpoints.parameters import names_of_parameters
-from checkpoints.safetensors_writer import NAMES, SafetensorsFiles
+from checkpoints.safetensors import DTYPES
+from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.target import Entry, Target
 from checkpoints.verify import compare, differing_config
 from checkpoints.view import SLICE, View
@@ -183,8 +184,7 @@ def _finished(job: Job) -> bool:
 def _dtype(view: View, path: str, dtype: str | None) -> np.dtype:
     if dtype is not None:
         return np.dtype(jnp.dtype(dtype))
-    own = view.info(path).dtype
-    return next((known for known, name in NAMES.items() if name == own), np.dtype(np.float32))
+    return DTYPES.get(view.info(path).dtype, np.dtype(np.float32))
 
 
 @contextlib.contextmanager

@@ -24,11 +24,12 @@ from orbax.checkpoint import future, type_handlers
 from checkpoints.config_reader import read_json
 from checkpoints.copying import empty, owned
 from checkpoints.errors import CheckpointError
+from checkpoints.safetensors import DTYPES
 from checkpoints.source import Source, TensorInfo
 from checkpoints.target import Entry, Target
 
 ITEM, METADATA = "params", "_METADATA"
-NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 _PARTS = 8
 _SMALL = 1 << 16  # bytes: pieces below are not worth it
 _DATA_FILE = 1 << 28  # bytes
@@ -100,12 +101,15 @@ class OrbaxArrays(Target):
 
     def __init__(self, entries: Iterable[Entry]):
         super().__init__({entry.name: [entry] for entry in entries})
+        self._counts: dict[str, int] = {}  # chunks of each array when `begin` looked: to list a database takes long
 
     def rows(self, entry: Entry) -> int:
         return chunk_shape(entry)[0]
 
     def begin(self, folder: Path) -> None:
-        if self._chunks(folder) is not None:
+        counts = self._chunks(folder)
+        self._counts = counts or {}
+        if counts is not None:
             return
         for left in folder.glob(f"{ITEM}*"):  # of a run that was stopped while it made the arrays
             shutil.rmtree(left)

@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from checkpoints.copying import contiguous
-from checkpoints.safetensors import INDEX, SINGLE
+from checkpoints.safetensors import DTYPES, INDEX, SINGLE
 from checkpoints.target import Entry, Target
 
-NAMES = {np.dtype("f8"): "F64", np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class SafetensorsFiles(Target):
