@@ -128,7 +128,7 @@ class OrbaxArrays(Target):
     def is_whole(self, folder: Path, name: str) -> bool:
         (entry,) = self.groups[name]
         chunks = math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, chunk_shape(entry), strict=True))
-        return (self._chunks(folder) or {}).get(name) == chunks
+        return self._counts.get(name) == chunks
 
     def write(self, folder: Path, name: str, pieces: Iterator[np.ndarray]) -> None:
         (entry,) = self.groups[name]
