@@ -11,7 +11,7 @@ from bench.machine import copy_bandwidth, matmul_rate
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import cache_dir, resolve
 from checkpoints.load import load, random_leaves
-from jaxllm.compiling import use_compilation_cache
+from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.engine import Engine
 from jaxllm.plan import Plan, make_plan

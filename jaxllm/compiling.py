@@ -1,9 +1,8 @@
-"""The persistent compilation cache, on by default, and a count of what was compiled."""
+"""A count of what was compiled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
@@ -15,17 +14,6 @@ class CompileCounter:
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
-
-
-def use_compilation_cache(folder: Path) -> None:
-    """Keep every compiled program in `folder`, unless the user has set a folder of their own.
-
-    jax by default skips programs that compile in under a second, which is most of them.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _count() -> CompileCounter:

@@ -18,7 +18,8 @@ import numpy as np
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import cache_dir, resolve
 from checkpoints.load import load
-from jaxllm.compiling import COUNTER, use_compilation_cache
+from jaxllm.compile_cache import use_compilation_cache
+from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jax._src.compilation_cache import compress_executable
 from tiny_checkpoint import write_tiny
+
+from jaxllm.compile_cache import WholeEntries
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -46,6 +49,38 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert warm["misses"] == 0
     assert warm["hits"] >= cold["misses"]
     assert warm["tokens"] == cold["tokens"]
+    for entry in (tmp_path / "jaxllm" / "compiled").glob("*-cache"):  # as a process that was killed may leave them
+        entry.write_bytes(entry.read_bytes()[:-9])
+    assert start(folder, tmp_path)["misses"] == cold["misses"]
+    assert start(folder, tmp_path)["misses"] == 0
     # A folder that the user has chosen is kept to.
     elsewhere = start(folder, tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert elsewhere["misses"] == cold["misses"] == len(list((tmp_path / "own").glob("*-cache")))
+
+
+def test_an_entry_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = WholeEntries(str(tmp_path), max_size=-1)
+    write = type(cache.path).write_bytes
+
+    def interrupted(path: Path, data: bytes) -> int:
+        write(path, data[:5])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(cache.path), "write_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.put("k", compress_executable(b"program"))
+    assert not list(tmp_path.iterdir())
+    cache.put("k", compress_executable(b"program"))
+    assert cache.get("k") == compress_executable(b"program")
+
+
+@pytest.mark.parametrize("rest", [slice(0, 0), slice(0, 12), slice(3, None)])
+def test_a_broken_entry_is_said_once_and_made_anew(tmp_path: Path, rest: slice) -> None:
+    cache = WholeEntries(str(tmp_path), max_size=-1)
+    whole = compress_executable(b"program")
+    (tmp_path / "k-cache").write_bytes(whole[rest])
+    with pytest.warns(UserWarning, match="k-cache was broken"):
+        assert cache.get("k") is None
+    cache.put("k", whole)
+    assert cache.get("k") == whole

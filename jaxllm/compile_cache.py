@@ -1,0 +1,59 @@
+"""The persistent compilation cache, on by default, of whole entries alone.
+
+jax writes an entry in place: a process that is stopped there leaves half of it, which every later one warns of and none
+renews. Here an entry appears whole, and one that is broken all the same is removed, said once, and made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import jax
+from jax._src import compilation_cache, lru_cache  # jax has no public way to say how entries are kept
+
+SUFFIX = "-cache"
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keep every compiled program in `folder`, unless the user has set a folder of their own.
+
+    jax by default skips programs that compile in under a second, which is most of them.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.LRUCache = WholeEntries  # type: ignore[attr-defined]  # where jax makes its cache, at the first compilation
+
+
+class WholeEntries(lru_cache.LRUCache):
+    """jax's cache. Its least-recently-used form, which a user may ask for, has a lock and is left as it is."""
+
+    def put(self, key: str, value: bytes) -> None:
+        path = self.path / f"{key}{SUFFIX}"
+        if self.eviction_enabled or path.exists():
+            return super().put(key, value)
+        new = self.path / f"{key}.{os.getpid()}.new"
+        try:
+            new.write_bytes(value)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes | None:
+        value: bytes | None = super().get(key)
+        if value is not None and not _is_whole(value):
+            path = self.path / f"{key}{SUFFIX}"
+            path.unlink(missing_ok=True)
+            warnings.warn(f"{path} was broken and is made anew", stacklevel=2)
+            return None
+        return value
+
+
+def _is_whole(entry: bytes) -> bool:
+    try:
+        return bool(compilation_cache.decompress_executable(entry))
+    except Exception:  # zlib and zstandard have an error each
+        return False
