@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ class Checkpoint:
       config: the architecture. `eos_token_ids` includes those of generation_config.json, after the config's own.
       source: where weights are read from.
       rules: how its tensors become parameters.
+      make_tokenizer: see `tokenizer`.
       generation_defaults: what generation_config.json says of sampling, keys of `SAMPLING_KEYS` alone.
     """
 
@@ -43,22 +46,21 @@ class Checkpoint:
     config: ModelConfig
     source: Source
     rules: Rules
+    make_tokenizer: Callable[[], Any]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
     def tokenizer(self) -> Any:
         """A transformers tokenizer, chat template included; None when the checkpoint has none."""
-        if isinstance(self.source, GGUFSource):
-            return build_tokenizer(self.source.metadata, self.source.where)
-        if isinstance(self.source, MetaSource):
-            return _sentencepiece(self.path)
-        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
-            return None
-        from transformers import AutoTokenizer
+        return self.make_tokenizer()
 
-        try:
-            return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise CheckpointError(f"{self.path}: its tokenizer cannot be loaded ({error}); fetch it again") from error
+    @property
+    def is_hugging_faces(self) -> bool:
+        """Whether it is a folder of Hugging Face's form, whose files can travel as they are."""
+        return (self.path / CONFIG).is_file()
+
+    def with_weights(self, source: Source, rules: Rules) -> Checkpoint:
+        """The same model with weights from elsewhere."""
+        return replace(self, source=source, rules=rules)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -70,7 +72,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist; give a folder with {CONFIG} and safetensors, or a .gguf file")
     source = GGUFSource(path)
     family, config, rules = read_gguf(source)
-    return Checkpoint(path, family, config, source, rules)
+    return Checkpoint(path, family, config, source, rules, partial(build_tokenizer, source.metadata, source.where))
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -78,7 +80,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
         meta = MetaSource(folder)
         family, config, rules = read_meta(meta)
-        return Checkpoint(folder, family, config, meta, rules)
+        return Checkpoint(folder, family, config, meta, rules, partial(_sentencepiece, folder))
     if not (folder / CONFIG).exists():
         files = [file.name for file in sorted(folder.glob("*.gguf"))]
         remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
@@ -94,7 +96,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
     defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
-    return Checkpoint(folder, family, config, source, rules, defaults)
+    return Checkpoint(folder, family, config, source, rules, partial(_tokenizer, folder), defaults)
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -104,6 +106,18 @@ def _refuse_links_out(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in allowed):
             raise CheckpointError(f"{file} is a link out of its folder, to {file.resolve()}: put the file itself there")
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({error}); fetch it again") from error
 
 
 def _sentencepiece(folder: Path) -> Any:

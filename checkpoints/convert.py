@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints.checkpoint import CONFIG, GENERATION, ORBAX, Checkpoint, open_checkpoint
+from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.families import FAMILIES
-from checkpoints.gguf import GGUFSource
 from checkpoints.load import require_tied_head
-from checkpoints.meta import MetaSource
 from checkpoints.names import Pattern, Rules
 from checkpoints.parameters import names_of_parameters
 from checkpoints.safetensors import DTYPES
@@ -84,7 +83,8 @@ class Job:
         """What tells this conversion from another into the same folder."""
         stat = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _source_files(self.source.path)]
         groups = {name: [(e.name, list(e.shape), str(e.dtype)) for e in entries] for name, entries in self.groups.items()}
-        return json.loads(json.dumps({"source": stat, "dtype": self.dtype, "groups": groups}))
+        weights = self.source.source.version
+        return json.loads(json.dumps({"source": stat, "weights": weights, "dtype": self.dtype, "groups": groups}))
 
 
 def plan(
@@ -281,7 +281,7 @@ def _take_along(job: Job) -> None:
     """What is not weights: first of all, for what is wrong with it to be told at once."""
     _write_config(job)
     source = job.source
-    if isinstance(source.source, GGUFSource | MetaSource):
+    if not source.is_hugging_faces:
         tokenizer = source.tokenizer()
         if tokenizer is not None:
             tokenizer.save_pretrained(job.work)
@@ -295,10 +295,8 @@ def _take_along(job: Job) -> None:
 def _write_config(job: Job) -> None:
     """The source's own config.json, or one made from its metadata; the dtype is that of the matrices that are written."""
     source = job.source
-    path = source.path / CONFIG
-    values = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else FAMILIES[source.family].write_config(source.config)
-    )
+    own = source.is_hugging_faces
+    values = read_json(source.path / CONFIG) if own else FAMILIES[source.family].write_config(source.config)
     dtypes = {str(e.dtype) for entries in job.groups.values() for e in entries if len(e.shape) > 1}
     key = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"  # before transformers 5, and since
     values[key] = dtypes.pop() if len(dtypes) == 1 else "float32"

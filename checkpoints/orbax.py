@@ -24,12 +24,11 @@ from orbax.checkpoint import future, type_handlers
 from checkpoints.config_reader import read_json
 from checkpoints.copying import empty, owned
 from checkpoints.errors import CheckpointError
-from checkpoints.safetensors import DTYPES
+from checkpoints.safetensors import NAMES
 from checkpoints.source import Source, TensorInfo
 from checkpoints.target import Entry, Target
 
 ITEM, METADATA = "params", "_METADATA"
-NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 _PARTS = 8
 _SMALL = 1 << 16  # bytes: pieces below are not worth it
 _DATA_FILE = 1 << 28  # bytes

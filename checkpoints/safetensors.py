@@ -19,6 +19,7 @@ from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
 
 class _Place(NamedTuple):

@@ -29,12 +29,14 @@ class Source:
     Attributes:
       where: the file or folder, for messages.
       tensors: every tensor there is.
+      version: tells its weights from others that the same files say of; empty where the files hold them.
       bytes_read: bytes of tensor data read from the files so far.
     """
 
     def __init__(self, where: Path):
         self.where = str(where)
         self.tensors: dict[str, TensorInfo] = {}
+        self.version = ""
         self.bytes_read = 0
         self._counting = threading.Lock()
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from checkpoints.arrays import of_arrays
 from checkpoints.checkpoint import open_checkpoint
+from checkpoints.convert import convert, plan
 from checkpoints.hub import cache_dir, resolve
 from checkpoints.load import load
 from jaxllm.compile_cache import use_compilation_cache
@@ -232,6 +234,28 @@ class LLM:
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise RequestError(f"{self.checkpoint.path} has no chat template; use generate with a prompt of your own")
         return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        to: Literal["orbax", "safetensors"] = "orbax",
+        dtype: str | None = None,
+        max_shard_bytes: int = 5 * 10**9,
+        force: bool = False,
+    ) -> None:
+        """Write the weights as they are in memory, unpadded, with config and tokenizer, as `jaxllm convert` does.
+
+        The folder opens in any layout over any devices, and one of safetensors in transformers. It appears whole or not at all.
+
+        Args:
+          dtype: round to it; None keeps the dtype that the model runs in.
+          force: overwrite a checkpoint that is there.
+
+        Raises CheckpointError.
+        """
+        live = of_arrays(self.checkpoint, self._params.result(), self.plan.layout, self.plan.dtype)
+        convert(plan(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
 
     @property
     def compiled(self) -> int:

@@ -25,6 +25,7 @@ from checkpoints.load import plan as recipes
 from checkpoints.orbax import ITEM, OrbaxArrays, chunk_shape
 from checkpoints.target import Entry
 from checkpoints.verify import compare
+from jaxllm import LLM
 from jaxllm.cli import main
 from sharding.layout import make_layout
 
@@ -73,6 +74,50 @@ def test_every_mesh_and_layout_loads_the_same(tmp_path: Path, name: str, devices
     for a, b in zip(leaves(source, name, devices), leaves(tmp_path / "orbax", name, devices), strict=True):
         assert a.sharding == b.sharding
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("to", ["orbax", "safetensors"])
+@pytest.mark.parametrize("name", ["tensor", "gathered", "gathered-2x2", "replicated"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (13, 1)])
+def test_what_four_devices_hold_is_saved_unpadded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, heads: int, kv_heads: int, to: Any
+) -> None:
+    monkeypatch.setattr(view, "SLICE", 5000)
+    sizes = LARGER | {"vocab_size": 301, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": 1}
+    source = write_tiny(tmp_path / "source", **sizes, tie_word_embeddings=kv_heads == 1)
+    if kv_heads == 1:
+        tensors = load_file(source / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, source / "model.safetensors")
+    llm = LLM(source, layout=name, devices=4)
+    llm.save(tmp_path / "saved", to=to)
+    assert all(one.equal for one in compare(open_checkpoint(source), open_checkpoint(tmp_path / "saved")))
+    for other, devices in (("gathered", 1), ("tensor", 2), ("gathered", 3), ("tensor", 8)):
+        for a, b in zip(leaves(source, other, devices), leaves(tmp_path / "saved", other, devices), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_saving_never_goes_on_from_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(write_tokenizer(write_tiny(tmp_path / "source", vocab_size=258)), devices=2, dtype="bfloat16")
+    write = OrbaxArrays.write
+
+    def stop(self: OrbaxArrays, folder: Path, name: str, pieces: Any) -> None:
+        write(self, folder, name, pieces)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OrbaxArrays, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            llm.save(tmp_path / "saved")
+    llm._params.result()[0] = -llm._params.result()[0]
+    llm.save(tmp_path / "saved")
+    compared = list(compare(llm.checkpoint, open_checkpoint(tmp_path / "saved"), rounded=True))
+    assert len([one for one in compared if not one.equal]) == 1
+    assert "tokenizer.json" in os.listdir(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="--force"):
+        llm.save(tmp_path / "saved")
+    llm.save(tmp_path / "saved", to="safetensors", force=True)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["tensor", "gathered"])
