@@ -117,7 +117,7 @@ def _format(to: str, entries: list[Entry], max_shard_bytes: int) -> Target:
     if to == "safetensors":
         return SafetensorsFiles(entries, max_shard_bytes)
     if to == "orbax":
-        from checkpoints.orbax import OrbaxArrays  # takes a second to import
+        from checkpoints.orbax_writer import OrbaxArrays  # takes a second to import
 
         return OrbaxArrays(entries)
     raise ValueError(f"unknown format {to!r}; there are {', '.join(FORMATS)}")
@@ -348,5 +348,5 @@ def _flush(path: Path) -> None:
 
 def _source_files(path: Path) -> list[Path]:
     """Weights, and what says how to read them."""
-    kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json", f"{ORBAX}/*", f"{ORBAX}/*/*")
-    return sorted(file for kind in kinds for file in path.glob(kind)) if path.is_dir() else [path]
+    kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json", f"{ORBAX}/**/*")
+    return sorted({file for kind in kinds for file in path.glob(kind)}) if path.is_dir() else [path]

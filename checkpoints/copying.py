@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 _ALIGN = 64  # bytes: XLA's CPU client takes such memory as it is, without another copy
-_LONG, _WIDE = 256, 512  # of a tile, along what is contiguous in the view and in the result
+_LONG, _WIDE = 512, 512  # of a tile, along what is contiguous in the view and in the result
 _STAGGER = 8  # numbers between the rows of the buffer, so that they do not fall on the same cache lines
 
 
@@ -28,17 +28,22 @@ def owned(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`x` in `dtype`, contiguous: `x` itself if it is that already and may be written to, which views of files may not."""
     if x.dtype == dtype and x.flags.c_contiguous and x.flags.writeable:
         return x
-    out = memory = empty(x.shape, dtype)
-    if x.dtype == dtype:
-        x, memory = (a.view(f"u{dtype.itemsize}") for a in (x, out))  # ml_dtypes' own copies are slower than numpy's
+    out = empty(x.shape, dtype)
+    fill(out, x)
+    return out
+
+
+def fill(out: np.ndarray, x: np.ndarray) -> None:
+    """Copies `x` into `out`, which is contiguous and of its shape, in the dtype of `out`."""
+    if x.dtype == out.dtype:
+        x, out = (a.view(f"u{a.dtype.itemsize}") for a in (x, out))  # ml_dtypes' own copies are slower than numpy's
     last, fast = x.ndim - 1, _fastest(x)
     if fast == last:
-        np.copyto(memory, x, casting="unsafe")
-        return out
-    source, target = (np.moveaxis(a, (fast, last), (-2, -1)) for a in (x, memory))
+        np.copyto(out, x, casting="unsafe")
+        return
+    source, target = (np.moveaxis(a, (fast, last), (-2, -1)) for a in (x, out))
     for at in np.ndindex(source.shape[:-2]):
         _transpose(source[at], target[at])
-    return out
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:

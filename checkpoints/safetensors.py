@@ -73,10 +73,12 @@ class SafetensorsSource(Source):
 def read_header(file: Path) -> dict[str, tuple[TensorInfo, int]]:
     """Each tensor of a file, and its first byte there. Raises CheckpointError for a header that is not true of the file."""
     try:
-        with safe_open(file, framework="np"), open(file, "rb") as opened:
+        with open(file, "rb") as opened, safe_open(file, framework="np"):
             size = int.from_bytes(opened.read(8), "little")
             pairs = json.loads(opened.read(size), object_pairs_hook=_once)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): correct that, or fetch it again") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
     entries = {}
     for name, entry in pairs.items():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +212,53 @@ def test_a_full_disk_is_told_and_what_is_whole_is_kept(tmp_path: Path, monkeypat
     assert sorted(written) == sorted(job.groups)  # each once
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_file_that_cannot_grow_is_told_and_the_next_run_goes_on(tmp_path: Path, to: str) -> None:
+    source = open_checkpoint(write_tiny(tmp_path / "source", vocab_size=512, hidden_size=96, num_attention_heads=12))
+    job = plan(source, tmp_path / "target", to=to)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"target cannot be written \(.*File too large"):
+            convert(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not job.target.exists()
+    convert(job)
+    assert all(one.equal for one in compare(source, open_checkpoint(job.target)))
+
+
+def test_what_may_not_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        place = Path(name)
+        place.chmod(0o777)
+        with nobody():
+            write_tiny(place / "open")
+            write_tiny(place / "closed")
+            (place / "closed" / "model.safetensors").chmod(0)
+            (place / "full").mkdir()
+            (place / "full").chmod(0o500)
+            for source, target, named in (("closed", "target", "model.safetensors"), ("open", "full/target", "target")):
+                for to in FORMATS:
+                    assert run(place / source, place / target, "--to", to) == 1
+                    err = capsys.readouterr().err
+                    assert err.count("\n") == 1 and named in err and "Permission denied" in err
+        assert sorted(os.listdir(place)) == ["closed", "full", "open"] and not os.listdir(place / "full")
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """As a user who may not do everything; what is imported late must be there, as Python's own files may be root's alone."""
+    importlib.import_module("checkpoints.orbax_writer")
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def test_another_job_starts_over_and_damage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "source"))
     job = plan(source, tmp_path / "target")
@@ -276,13 +328,15 @@ def write_large(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_memory_is_bounded_whatever_the_models_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", FORMATS)
+def test_memory_is_bounded_whatever_the_models_size(tmp_path: Path, to: str) -> None:
     """Beyond a dry run's, under 1 GiB and twice the largest tensor, and under what the command promises."""
     source = write_large(tmp_path / "source")
     sizes = [info.nbytes for info in open_checkpoint(source).source.tensors.values()]
     assert sum(sizes) > 3e9
-    idle = peak_bytes("convert", source, tmp_path / "target", "--dry-run")
-    used = peak_bytes("convert", source, tmp_path / "target", "--dtype", "bfloat16") - idle
+    arguments = ("convert", source, tmp_path / "target", "--to", to, "--dtype", "bfloat16")
+    idle = peak_bytes(*arguments, "--dry-run")
+    used = peak_bytes(*arguments) - idle
     assert used < min((1 << 30) + 2 * max(sizes), PEAK_BYTES)
     shutil.rmtree(tmp_path / "target")  # pytest keeps the folders of its last three runs
 

@@ -13,6 +13,9 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoint import CONFIG, write_tiny, write_tokenizer
 
@@ -22,9 +25,11 @@ from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
 from checkpoints.load import plan as recipes
-from checkpoints.orbax import ITEM, OrbaxArrays, chunk_shape
+from checkpoints.orbax import ITEM
+from checkpoints.orbax_writer import OrbaxArrays
 from checkpoints.target import Entry
 from checkpoints.verify import compare
+from checkpoints.zarr_shard import Shard
 from jaxllm import LLM
 from jaxllm.cli import main
 from sharding.layout import make_layout
@@ -196,12 +201,14 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     convert(plan(open_checkpoint(write_tiny(tmp_path / "source", **LARGER)), tmp_path / "orbax", to="orbax"))
     params = tmp_path / "orbax" / ITEM
     shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
-    largest = max((params / "d").iterdir(), key=lambda file: file.stat().st_size)
-    largest.unlink()
     checkpoint = open_checkpoint(tmp_path / "orbax")
-    with pytest.raises(CheckpointError, match=r"(blocks|embedding|head)\S* cannot be read"):
-        list(compare(checkpoint, checkpoint))
-    for file, content in (("manifest.ocdbt", b"x"), ("_METADATA", b"{}"), ("_METADATA", b"[")):
+    shard = params / "head" / "c" / "0" / "0"
+    whole = shard.read_bytes()
+    for broken in (None, b"", whole[:-20], whole[:-8] + b"\xff" * 8, whole[: len(whole) // 2]):
+        shard.unlink() if broken is None else shard.write_bytes(broken)
+        with pytest.raises(CheckpointError, match="head cannot be read"):
+            list(compare(checkpoint, checkpoint))
+    for file, content in (("head/zarr.json", b"x"), ("_METADATA", b"{}"), ("_METADATA", b"[")):
         shutil.rmtree(tmp_path / "orbax")
         shutil.copytree(tmp_path / "copy", tmp_path / "orbax")
         (params / file).write_bytes(content)
@@ -211,12 +218,31 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
 
 def test_chunks_divide_what_layouts_split() -> None:
     def chunks(*shape: int) -> tuple[int, ...]:
-        return chunk_shape(Entry("x", shape, np.dtype(ml_dtypes.bfloat16)))
+        return Shard(Entry("x", shape, np.dtype(ml_dtypes.bfloat16))).chunk
 
     assert chunks(4096, 11008) == (512, 1376)
     assert chunks(6656, 52, 128) == (832, 4, 128)  # 52 heads over four devices: 13, three chunks and a bit
     assert chunks(32000, 4096) == (4000, 512)
     assert chunks(24, 40) == (24, 40) and chunks(4096) == (4096,)
+
+
+@given(shape=st.lists(st.integers(1, 40), min_size=1, max_size=3), rows=st.integers(1, 3), data=st.integers(0, 3))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tensorstore_reads_any_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int], rows: int, data: int
+) -> None:
+    """Also where chunks do not divide, and pieces are of several."""
+    monkeypatch.setattr("checkpoints.zarr_shard._SMALL", 1 << data)
+    x = np.random.default_rng(0).standard_normal(shape).astype(ml_dtypes.bfloat16)
+    shard = Shard(Entry("x", x.shape, x.dtype))
+    folder = tmp_path / "-".join(map(str, (*shape, rows, data)))
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}, "metadata": shard.metadata()}
+    array = ts.open(spec, create=True, delete_existing=True).result()
+    (folder / shard.name).parent.mkdir(parents=True, exist_ok=True)
+    step = rows * shard.chunk[0]
+    shard.write(folder / shard.name, iter([x[first : first + step] for first in range(0, len(x), step)]))
+    assert (folder / shard.name).stat().st_size == shard.nbytes
+    np.testing.assert_array_equal(array.read().result(), x)
 
 
 def test_the_configs_travel(tmp_path: Path) -> None:

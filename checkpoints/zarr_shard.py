@@ -1,0 +1,118 @@
+"""An array as one file that can be read in parts: a shard of Zarr 3.
+
+Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed. The array's chunks one after the other, then where
+each begins and how long it is. Chunk by chunk, from a slice of the source into the file, nothing waits for a whole array.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints.copying import empty, fill
+from checkpoints.target import Entry
+
+_PARTS = 8
+_SMALL = 1 << 16  # bytes: chunks below are not worth it
+_BUFFERS = 1 << 23  # bytes
+_PLACE = 16  # bytes for a chunk in the index: two integers
+
+
+@dataclass(frozen=True)
+class Shard:
+    """How an array lies in its file."""
+
+    entry: Entry
+
+    @cached_property
+    def chunk(self) -> tuple[int, ...]:
+        """Shape of a chunk: an eighth, or the next divisor below, of each of the first two dimensions, unless that is tiny."""
+        shape, itemsize = list(self.entry.shape), self.entry.dtype.itemsize
+        for i in range(2 if len(shape) > 1 else 0):
+            smaller = [*shape[:i], _part(shape[i]), *shape[i + 1 :]]
+            if math.prod(smaller) * itemsize >= _SMALL:
+                shape = smaller
+        return tuple(shape)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks along each dimension."""
+        return tuple(-(-size // step) for size, step in zip(self.entry.shape, self.chunk, strict=True))
+
+    @property
+    def chunk_bytes(self) -> int:
+        return math.prod(self.chunk) * self.entry.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return math.prod(self.counts) * (self.chunk_bytes + _PLACE)
+
+    @property
+    def name(self) -> str:
+        """Of the file in the array's folder: Zarr's key of the first shard, here the only one."""
+        return "/".join(["c", *"0" * len(self.counts)])
+
+    def metadata(self) -> dict[str, Any]:
+        """What zarr.json says of it."""
+        codec = {"name": "bytes", "configuration": {"endian": "little"}}
+        sharding = {"chunk_shape": self.chunk, "codecs": [codec], "index_codecs": [codec], "index_location": "end"}
+        whole = [count * step for count, step in zip(self.counts, self.chunk, strict=True)]
+        return {
+            "shape": self.entry.shape,
+            "data_type": self.entry.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": whole}},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        }
+
+    def write(self, path: Path, pieces: Iterator[np.ndarray]) -> None:
+        """`pieces` are slices along the first dimension, of a multiple of the chunk but for the last. Raises OSError."""
+        workers = os.cpu_count() or 1
+        # Used again and again, as new memory costs as much as a copy; from 4 MB on numpy asks for large pages.
+        buffers = list(empty((max(workers, _BUFFERS // self.chunk_bytes), *self.chunk), self.entry.dtype))
+        first = 0
+        with open(path, "wb") as file, ThreadPoolExecutor(workers) as pool:
+            for piece in pieces:
+
+                def put(at: tuple[int, ...], piece: np.ndarray = piece, row: int = first // self.chunk[0]) -> None:
+                    buffer = buffers.pop()
+                    self._fill(buffer, piece, at)
+                    number = np.ravel_multi_index((at[0] + row, *at[1:]), self.counts)
+                    _write_at(file.fileno(), buffer, int(number) * self.chunk_bytes)
+                    buffers.append(buffer)
+
+                for _ in pool.map(put, np.ndindex(-(-len(piece) // self.chunk[0]), *self.counts[1:])):
+                    pass
+                first += len(piece)
+            places = [(number * self.chunk_bytes, self.chunk_bytes) for number in range(math.prod(self.counts))]
+            _write_at(file.fileno(), np.array(places, "<u8"), len(places) * self.chunk_bytes)
+        assert first == self.entry.shape[0], f"{self.entry.name}: {first} rows of {self.entry.shape[0]}"
+
+    def _fill(self, buffer: np.ndarray, piece: np.ndarray, at: tuple[int, ...]) -> None:
+        """With chunk `at` of the piece. Those at the edge are as large as the others, with zeros."""
+        box = piece[tuple(slice(i * step, (i + 1) * step) for i, step in zip(at, self.chunk, strict=True))]
+        if box.shape == self.chunk:
+            fill(buffer, box)
+        else:
+            buffer[...] = 0
+            buffer[tuple(map(slice, box.shape))] = box
+
+
+def _part(size: int) -> int:
+    most = max(size // _PARTS, 1)
+    return next((part for part in range(most, most // 2, -1) if size % part == 0), most)
+
+
+def _write_at(file: int, x: np.ndarray, at: int) -> None:
+    data = memoryview(x.reshape(-1).view(np.uint8).data)
+    while data:  # where a disk is nearly full, a part may still fit
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written
