@@ -64,6 +64,12 @@ def process_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
+def peak_bytes() -> int:
+    """Most memory that this process has had resident, mapped files included; Linux alone. `getrusage` counts its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:
     """Median time of `run` after one run to warm up; whatever arrays it returns are waited for."""
     jax.block_until_ready(run())

@@ -123,18 +123,34 @@ def _format(to: str, entries: list[Entry], max_shard_bytes: int) -> Target:
     raise ValueError(f"unknown format {to!r}; there are {', '.join(FORMATS)}")
 
 
-def convert(job: Job, *, force: bool = False, check: bool = True, progress: Progress = lambda done, total: None) -> None:
-    """Write the target. Raises CheckpointError; what is complete by then is gone on from by the next run."""
+def convert(
+    job: Job,
+    *,
+    force: bool = False,
+    check: bool = True,
+    flush: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write the target. Raises CheckpointError; what is complete by then is gone on from by the next run.
+
+    Args:
+      force: overwrite a checkpoint that is there.
+      check: compare what was written with the source before it takes its name; what an interrupted run left is always compared.
+      flush: wait for the disk; without, as after `cp`, a machine that loses power may lose what was written last.
+    """
     try:
         with _alone(job):
             if not _finished(job):
                 _may_write(job, force)
-                _begin(job)
+                goes_on = _begin(job)
                 _take_along(job)
                 _write(job, progress)
-                if check:
+                if check or goes_on:
                     _check(job)
                 _may_write(job, force)
+                if flush:
+                    for path in (*job.work.rglob("*"), job.work):
+                        _flush(path)
                 _publish(job)
             _clean(job)
     except OSError as error:
@@ -207,8 +223,8 @@ def _alone(job: Job) -> Iterator[None]:
             path.unlink()
 
 
-def _begin(job: Job) -> None:
-    """A folder for this job: the one that an interrupted run left, if it was of the same."""
+def _begin(job: Job) -> bool:
+    """A folder for this job: the one that an interrupted run left, if it was of the same. Whether there is anything in it."""
     before = _recorded(job)
     if job.work.exists() and not before:
         raise CheckpointError(f"{job.work} is in the way, and not from a conversion: remove it, or choose another target")
@@ -217,10 +233,12 @@ def _begin(job: Job) -> None:
     _record(job, WRITING)
     job.work.mkdir(exist_ok=True)
     job.format.begin(job.work)
-    missing = sum(e.nbytes for name, entries in job.groups.items() if not job.format.is_whole(job.work, name) for e in entries)
+    lacking = [name for name in job.groups if not job.format.is_whole(job.work, name)]
+    missing = sum(entry.nbytes for name in lacking for entry in job.groups[name])
     free = shutil.disk_usage(job.work).free
     if missing > free:
         raise CheckpointError(f"{job.target} needs {missing:,} more bytes, the disk has {free:,}: free some or go elsewhere")
+    return len(lacking) < len(job.groups)
 
 
 def _write(job: Job, progress: Progress) -> None:
@@ -318,8 +336,6 @@ def _publish(job: Job) -> None:
     """The finished folder takes the target's place."""
     if _recorded(job).get("job") != job.identity():
         raise CheckpointError(f"{job.source.path} was changed while it was read: run again")
-    for path in (*job.work.rglob("*"), job.work):
-        _flush(path)
     _record(job, PUBLISHING)
     old = job.beside("old")
     if job.target.exists():

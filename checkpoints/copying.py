@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 _ALIGN = 64  # bytes: XLA's CPU client takes such memory as it is, without another copy
-_LONG, _WIDE = 512, 512  # of a tile, along what is contiguous in the view and in the result
+_LONG, _WIDE = 512, 256  # of a tile, along what is contiguous in the view and in the result
 _STAGGER = 8  # numbers between the rows of the buffer, so that they do not fall on the same cache lines
 
 

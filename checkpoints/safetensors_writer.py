@@ -1,13 +1,12 @@
 """Tensors -> safetensors files that transformers opens, written front to back in pieces.
 
 Format: https://huggingface.co/docs/safetensors. The header, with every offset, comes first: shapes and dtypes are known before
-any number is. A file has its name once it is complete and flushed.
+any number is. A file has its name once it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -71,8 +70,6 @@ def write_file(path: Path, entries: list[Entry], pieces: Iterable[np.ndarray]) -
         file.write(header(entries))
         for piece in pieces:
             file.write(contiguous(piece).reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
     expected = len(header(entries)) + sum(entry.nbytes for entry in entries)
     assert part.stat().st_size == expected, f"{part} has {part.stat().st_size} bytes, not {expected}"
     part.replace(path)

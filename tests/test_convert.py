@@ -293,10 +293,11 @@ def test_a_tied_head_that_differs_is_not_dropped(tmp_path: Path, capsys: pytest.
 
 
 PEAK = """
-import resource, sys
+import sys
+from bench.machine import peak_bytes
 from jaxllm.cli import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_bytes())
 sys.exit(code)
 """
 
