@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from bench.machine import describe, peak_bytes, process_seconds, report
+from bench.peers import from_pretrained, torch_and_transformers
 from checkpoints.checkpoint import CONFIG, open_checkpoint
 from checkpoints.convert import convert, plan
 from checkpoints.families import FAMILIES
@@ -137,11 +138,10 @@ def loading(args: argparse.Namespace) -> dict[str, float]:
 
 def transformers(args: argparse.Namespace) -> dict[str, float]:
     """It may map the file and read nothing: then a number of each page is looked at, which brings them into the process."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    torch_and_transformers()
 
     def work() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+        model = from_pretrained(args.model, args.dtype)
         for parameter in model.parameters():
             flat = parameter.data.view(-1)
             flat[:: 4096 // flat.element_size()].sum()

@@ -9,18 +9,30 @@ from pathlib import Path
 from typing import Any
 
 
+def torch_and_transformers() -> tuple[Any, Any]:
+    """The libraries, imported by now."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM  # transformers itself imports late
+
+    assert AutoModelForCausalLM
+    return torch, transformers
+
+
+def from_pretrained(path: Path, dtype: str) -> Any:
+    """A folder or a GGUF file, opened as transformers' own users do."""
+    torch, transformers = torch_and_transformers()
+    where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **where)
+
+
 class Transformers:
     """Hugging Face transformers with torch, greedy, with a KV cache and no more around the model than the loop needs."""
 
     def __init__(self, path: Path, dtype: str):
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.torch = torch
-        where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
-        folder = path.parent if path.is_file() else path
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **where)
-        self.model = model.eval()
+        self.torch, _ = torch_and_transformers()
+        self.model = from_pretrained(path, dtype).eval()
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
         """Prompts of one length -> seconds until every row has its first token, seconds for a token of every row after it."""

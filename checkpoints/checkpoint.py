@@ -90,8 +90,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     source, rules = _weights(folder, rules)
     if values.get("dtype") is None and values.get("torch_dtype") is None:
         # As transformers does: the weights say what the config does not.
-        first = next(iter(source.tensors.values()))
-        config = replace(config, dtype=_DTYPES.get(first.dtype, "float32"))
+        first = next((info.dtype for info in source.tensors.values()), "F32")
+        config = replace(config, dtype=_DTYPES.get(first, "float32"))
     generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))

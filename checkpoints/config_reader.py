@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,10 @@ from typing import Any, TypeVar
 from checkpoints.errors import CheckpointError, listed
 
 T = TypeVar("T", bool, int, float, str, dict, list)
+LARGEST_JSON = 1 << 24  # bytes: the largest index there is has half as many, and a list in memory takes 25 times its text
+_DEEPEST = 32
+_LARGEST_SIZE = (1 << 31) - 1
+_LARGEST_FLOAT = sys.float_info.max
 
 
 class ConfigReader:
@@ -31,11 +37,11 @@ class ConfigReader:
         return value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A positive whole number; required when there is no default, which also stands for null."""
+        """A positive whole number of 31 bits; required when there is no default, which also stands for null."""
         value = self.required(key, int) if default is None else self.optional(key, int)
         value = default if value is None else value
-        if value is None or value < 1:
-            raise CheckpointError(f"{self.where}: `{key}` is {value}, which is not a size; it must be at least 1")
+        if value is None or not 1 <= value <= _LARGEST_SIZE:
+            raise CheckpointError(f"{self.where}: `{key}` is {value}, which is not a size; it must be 1 to {_LARGEST_SIZE}")
         return value
 
     def take(self, key: str, default: T) -> T:
@@ -78,7 +84,10 @@ class ConfigReader:
             )
 
     def _checked(self, key: str, value: Any, kind: type[T]) -> T:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and (abs(value) == math.inf or value != value or (kind is float and abs(value) > _LARGEST_FLOAT)):
+            raise CheckpointError(f"{self.where}: `{key}` is {value}, which is not a number to compute with; correct it")
+        if kind is float and number:
             return kind(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise CheckpointError(f"{self.where}: `{key}` is {value!r}, which is not of type {kind.__name__}")
@@ -86,11 +95,32 @@ class ConfigReader:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises CheckpointError naming it."""
+    """A file that holds one JSON object, of a size and depth that configs have. Raises CheckpointError naming it."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise CheckpointError(f"{path} has {size} bytes, more than any config; fetch it again")
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch it again") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The same of what a file holds."""
+    try:
+        values = json.loads(str(data, "utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object; fetch it again")
+    if _is_deep(values):
+        raise CheckpointError(f"{path} nests values more than {_DEEPEST} deep; fetch it again")
     return values
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether it could not be printed, or compared: Python does both by recursion."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [child for x in level if isinstance(x, (dict, list)) for child in (x.values() if isinstance(x, dict) else x)]
+    return bool(level)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded: one sentence with the file, the key or tensor, and the remedy."""
+    """A checkpoint that cannot be loaded: one sentence with the file, the key or tensor, and the remedy.
+
+    Names and values in it may be a stranger's: what could break the line or steer a terminal is escaped, what is long is cut.
+    """
+
+    def __init__(self, message: str):
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+        if not message.isprintable():
+            message = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in message)
+        super().__init__(message)
 
 
 def listed(names: list[str], limit: int = 8) -> str:

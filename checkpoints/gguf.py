@@ -77,6 +77,8 @@ class GGUFSource(Source):
 def _dequantise_blocks(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Blocks [N, bytes] uint8 -> values [N * block] float32, in groups of a good size."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
+    if not len(raw):
+        return np.empty(0, np.float32)
     per_row = _CHUNK // _GROUP // block
     whole = len(raw) // per_row * per_row
     grouped = (raw[:whole].reshape(-1, per_row * block_bytes), raw[whole:])

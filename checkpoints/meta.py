@@ -37,6 +37,8 @@ class MetaSource(Source):
         self._axes: dict[str, int | None] = {}
         for name, info in self._files[0].tensors.items():
             self._axes[name] = axis = self._axis(name, info.shape)
+            if axis is not None and info.shape[axis : axis + 1] in ((), (0,)):
+                raise CheckpointError(f"{paths[0]}: {name} is {info.shape}, which is no part of a matrix; fetch it again")
             for file in self._files[1:]:
                 if file.tensors.get(name) != info:
                     raise CheckpointError(f"{file.path}: {name} is not what {paths[0].name} makes it; fetch the folder again")
@@ -49,7 +51,7 @@ class MetaSource(Source):
         if len(self._files) == 1:
             return None
         if name == _EMBEDDING:  # by its inputs up to Llama 2, by the vocabulary since
-            return 0 if shape[1] == self.params.get("dim") else 1
+            return 0 if shape[1:] == (self.params.get("dim"),) else 1
         if _BY_OUTPUT.fullmatch(name):
             return 0
         return 1 if _BY_INPUT.fullmatch(name) else None

@@ -10,19 +10,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from checkpoints.config_reader import read_json
+from checkpoints.config_reader import parse_json, read_json
 from checkpoints.copying import empty
 from checkpoints.errors import CheckpointError
 from checkpoints.safetensors import NAMES
-from checkpoints.source import Source, TensorInfo
+from checkpoints.source import Source, TensorInfo, check_shape
 
 ITEM, METADATA = "params", "_METADATA"
+_MOST_COMPRESSED = 1000  # times: weights hardly are, but what is not trained yet may be zeros
 _CONTEXT = {"cache_pool": {"total_bytes_limit": 0}}  # nothing is read twice
 
 
@@ -32,13 +31,15 @@ class OrbaxSource(Source):
     def __init__(self, folder: Path):
         super().__init__(folder)
         path = (folder / ITEM).resolve()
-        zarr3 = bool(read_json(path / METADATA).get("use_zarr3"))
+        metadata = read_json(path / METADATA)
+        zarr3 = bool(metadata.get("use_zarr3"))
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                tree = checkpointer.metadata(path).item_metadata.tree
             ocdbt = bool(type_handlers.is_ocdbt_checkpoint(path))
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            names = [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in keys) for keys, _ in leaves]
+            names = _names(metadata)
+            if outside := [name for name in names if "/" in name or name in ("", ".", "..") or not name.isprintable()]:
+                raise ValueError(f"{outside[0]!r} is no name of an array")
+            for file, reading in [_read_metadata(path, name, ocdbt, zarr3) for name in names]:
+                parse_json(reading.result().value, file)
             opening = [_open(path, name, ocdbt, zarr3) for name in names]
             self._arrays = {name: array.result() for name, array in zip(names, opening, strict=True)}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -46,8 +47,17 @@ class OrbaxSource(Source):
         for name, array in self._arrays.items():
             if array.dtype.name not in NAMES:
                 raise CheckpointError(f"{path}: {name} is {array.dtype.name}; supported are {', '.join(NAMES)}")
+            check_shape(path, name, tuple(array.shape))
+            # A shard of Zarr 3 is its chunks' multiple, the last one cut off by the array.
+            if any(
+                chunk >= 2 * max(size, 1) for chunk, size in zip(array.chunk_layout.write_chunk.shape, array.shape, strict=True)
+            ):
+                raise CheckpointError(f"{path}: {name} is {array.shape}, and its chunks are larger; convert it again")
             size = math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
             self.tensors[name] = TensorInfo(tuple(array.shape), NAMES[array.dtype.name], size)
+        size, stored = sum(info.nbytes for info in self.tensors.values()), _size(path)
+        if size > _MOST_COMPRESSED * stored:
+            raise CheckpointError(f"{path}: its arrays would have {size} bytes, and its files have {stored}; convert it again")
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """In its own dtype. Whole chunks are read, and counted."""
@@ -67,10 +77,31 @@ class OrbaxSource(Source):
         return box, math.prod(spans) * box.itemsize
 
 
-def _open(path: Path, name: str, ocdbt: bool, zarr3: bool) -> Any:
-    store: dict[str, Any] = {"driver": "file", "path": f"{path}/{name}/"}
+def _names(metadata: dict[str, Any]) -> list[str]:
+    """Of the arrays, as Orbax joins their keys. Orbax itself would open them all to tell."""
+    leaves = metadata["tree_metadata"].values()
+    arrays = [leaf["key_metadata"] for leaf in leaves if leaf["value_metadata"]["value_type"] != "None"]
+    return [".".join(str(key["key"]) for key in keys) for keys in arrays]
+
+
+def _read_metadata(path: Path, name: str, ocdbt: bool, zarr3: bool) -> tuple[Path, Any]:
+    """The metadata of an array, to be judged first: of values nested deep TensorStore would die."""
+    file = "zarr.json" if zarr3 else ".zarray"
+    return path / name / file, ts.KvStore.open(_store(path, name, ocdbt)).result().read(file)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _store(path: Path, name: str, ocdbt: bool) -> dict[str, Any]:
     if ocdbt:
-        store = {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}
+        return {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}
+    return {"driver": "file", "path": f"{path}/{name}/"}
+
+
+def _open(path: Path, name: str, ocdbt: bool, zarr3: bool) -> Any:
+    store = _store(path, name, ocdbt)
     driver = "zarr3" if zarr3 else "zarr"
     # A chunk that is missing is an error, not zeros.
     spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": False}

@@ -7,6 +7,7 @@ Format: https://huggingface.co/docs/safetensors. One file `model.safetensors`, o
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from checkpoints.config_reader import LARGEST_JSON
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes
+from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes, check_shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -73,9 +75,12 @@ class SafetensorsSource(Source):
 def read_header(file: Path) -> dict[str, tuple[TensorInfo, int]]:
     """Each tensor of a file, and its first byte there. Raises CheckpointError for a header that is not true of the file."""
     try:
-        with open(file, "rb") as opened, safe_open(file, framework="np"):
+        with open(file, "rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
-            pairs = json.loads(opened.read(size), object_pairs_hook=_once)
+            if size > LARGEST_JSON:
+                raise ValueError(f"a header of {size} bytes")
+            with safe_open(file, framework="np"):
+                pairs = json.loads(opened.read(size), object_pairs_hook=_once)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error}): correct that, or fetch it again") from error
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -84,6 +89,7 @@ def read_header(file: Path) -> dict[str, tuple[TensorInfo, int]]:
     for name, entry in pairs.items():
         if name != "__metadata__":
             first, last = entry["data_offsets"]
+            check_shape(file, name, tuple(entry["shape"]))
             entries[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], last - first), 8 + size + first
     return entries
 
@@ -92,7 +98,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose names are there once: of two, readers take whichever they like."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = sorted({name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i])})
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"{listed(twice)} is there twice")
     return values
 
@@ -100,9 +106,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_index(index: Path) -> dict[Path, list[str]]:
     """model.safetensors.index.json -> the tensors of each file, which must exist inside the index's folder."""
     try:
-        weight_map = json.loads(index.read_text(), object_pairs_hook=_once)["weight_map"]
-        pairs = sorted((str(file), str(name)) for name, file in weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if index.stat().st_size > LARGEST_JSON:
+            raise ValueError("too large")
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
+        pairs = sorted((file, name) for name, file in weight_map.items())
+        if not all(isinstance(file, str) for file, _ in pairs):
+            raise TypeError("files that are not names")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"{index} is not an index: it needs a `weight_map` from tensors to files; fetch it again"
         ) from error
@@ -115,6 +125,7 @@ def read_index(index: Path) -> dict[Path, list[str]]:
                 f"{index}: tensor {name} is said to be in {file!r}, outside the folder; put its file beside the index"
             )
         files.setdefault(index.parent / file, []).append(name)
-    if missing := [file.name for file in files if not file.is_file()]:
+    there = {file.name for file in index.parent.iterdir()}  # to ask for each fails if a name is none a file can have
+    if missing := [file.name for file in files if file.name not in there]:
         raise CheckpointError(f"{index} names files that are not there: {listed(missing)}; fetch them again")
     return files

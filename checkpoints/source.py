@@ -23,6 +23,16 @@ class TensorInfo(NamedTuple):
     nbytes: int
 
 
+_MOST_AXES = 8
+_MOST_NUMBERS = 1 << 48  # of which numpy can count the bytes, whatever they are stored as
+
+
+def check_shape(where: str | Path, name: str, shape: tuple[int, ...]) -> None:
+    """Raises CheckpointError for a shape that no array can have, as one of 0 by 2**64, which takes no bytes."""
+    if len(shape) > _MOST_AXES or math.prod(max(size, 1) for size in shape) > _MOST_NUMBERS:
+        raise CheckpointError(f"{where}: tensor {name} has the shape {shape}, which no array can have; fetch it again")
+
+
 class Source:
     """Named tensors of which slices can be read, from several threads at once.
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from checkpoints.errors import CheckpointError
 from checkpoints.safetensors import DTYPES, read_index
-from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes
+from checkpoints.source import Mapped, Mappings, Source, TensorInfo, box_bytes, check_shape
+from checkpoints.torch_pickle import check_archive
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -31,12 +32,16 @@ class TorchFile:
         self._values = Mapped(mappings, lambda: _open(torch, path))
         self.tensors: dict[str, TensorInfo] = {}
         for name, value in self._values.get().items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.is_sparse:
+            if not isinstance(name, str) or not _is_plain(torch, value):
                 raise CheckpointError(f"{path}: {name!r} is no plain tensor; use the weights as safetensors")
             if value.dtype not in kinds:
                 raise CheckpointError(f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(DTYPES)}")
             shape, dtype = tuple(value.shape), kinds[value.dtype]
-            self.tensors[name] = TensorInfo(shape, dtype, math.prod(shape) * DTYPES[dtype].itemsize)
+            check_shape(path, name, shape)
+            info = TensorInfo(shape, dtype, math.prod(shape) * DTYPES[dtype].itemsize)
+            if info.nbytes > value.untyped_storage().nbytes():  # torch allows strides of 0
+                raise CheckpointError(f"{path}: tensor {name} of {shape} is larger than what is stored of it; fetch it again")
+            self.tensors[name] = info
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         """A box of a tensor in its own dtype, a view of the file."""
@@ -82,12 +87,22 @@ def _torch(path: Path) -> Any:
     return torch
 
 
+def _is_plain(torch: Any, value: Any) -> bool:
+    """A tensor that numpy can look at."""
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return not (value.is_neg() or value.is_conj())
+
+
 def _open(torch: Any, path: Path) -> dict[Any, Any]:
     try:
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":  # as torch tells its formats apart; the older one it will not map
+                check_archive(path)
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises some ten kinds for files that are not what they should be
         said = str(error) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in said or "GLOBAL" in said):
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in said:
             raise CheckpointError(
                 f"{path} holds more than plain tensors, which could run anything when opened, and is left shut; use safetensors"
             ) from error
@@ -98,4 +113,4 @@ def _open(torch: Any, path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"{path} is truncated or corrupt ({said.splitlines()[0]}); fetch it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not named tensors; use the weights as safetensors")
-    return values
+    return dict(dict.items(values))  # an OrderedDict may come with attributes in the place of its methods

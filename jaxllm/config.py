@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+_SMALLEST = 1e-12  # of the numbers of a rotary embedding; the largest is one over it
+_MOST_LAYERS = 1 << 12
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 
@@ -30,6 +32,15 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not _SMALLEST <= value <= 1 / _SMALLEST:
+                raise ValueError(f"the rotary embedding's {name} is {value}; it must be {_SMALLEST} to {1 / _SMALLEST}")
+        if self.theta == 1:
+            raise ValueError("the rotary embedding's theta is 1, which turns all pairs alike")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        if none := [name for name in sizes if getattr(self, name) < 1]:
+            raise ValueError(f"{none[0]} is {getattr(self, none[0])}; it must be at least 1")
+        if self.num_layers > _MOST_LAYERS:  # before anything is made for each
+            raise ValueError(f"{self.num_layers} layers are more than {_MOST_LAYERS}")
+        if not 0 <= self.norm_eps < 1:
+            raise ValueError(f"norm_eps is {self.norm_eps}; it must be at least 0 and below 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly")
         if self.head_dim % 2:

@@ -1,6 +1,7 @@
 """Published configs -> ModelConfig, and the refusal of whatever is not understood."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,10 @@ def test_every_common_key_is_accepted_at_its_default_and_refused_elsewhere() -> 
             read(**{key: other})
 
 
+PLAIN_YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
+PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -182,6 +187,18 @@ def test_every_common_key_is_accepted_at_its_default_and_refused_elsewhere() -> 
         ({"rope_scaling": {"rope_type": "linear"}}, "rope parameters: `factor` is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta_fast": 3}}, "unknown keys beta_fast"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is missing"),
+        ({"rms_norm_eps": math.nan}, "`rms_norm_eps` is nan, which is not a number to compute with"),
+        ({"rms_norm_eps": 10**400}, "`rms_norm_eps` is 10+, which is not a number to compute with"),
+        ({"rms_norm_eps": -1.0}, "config.json: norm_eps is -1.0; it must be at least 0"),
+        ({"vocab_size": 1 << 40}, "`vocab_size` is 1099511627776, which is not a size; it must be 1 to 2147483647"),
+        ({"num_hidden_layers": 100_000}, "100000 layers are more than 4096"),
+        ({"rope_theta": 0.0}, "the rotary embedding's theta is 0.0; it must be 1e-12 to"),
+        ({"rope_theta": 1}, "theta is 1, which turns all pairs alike"),
+        ({"rope_scaling": PLAIN_YARN | {"factor": -4.0}}, "the rotary embedding's factor is -4.0"),
+        ({"rope_scaling": PLAIN_YARN | {"beta_slow": -1.0}}, "the rotary embedding's beta_slow is -1.0"),
+        ({"rope_scaling": PLAIN_YARN | {"mscale": 1.0, "mscale_all_dim": -10 / math.log(4)}}, "neither can be negative"),
+        ({"rope_scaling": PLAIN_LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 is not below high_freq_factor 4.0"),
+        ({"rope_scaling": PLAIN_LLAMA3 | {"original_max_position_embeddings": -1}}, "original_max_position is -1"),
         ({"rope_scaling": [1]}, r"`rope_scaling` is \[1\], which is not of type dict"),
         ({"model_type": "gpt9"}, "architecture 'gpt9' is not supported; there are: llama"),
         ({"model_type": None}, "architecture None is not supported"),

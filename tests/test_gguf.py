@@ -1,6 +1,7 @@
 """GGUF files: the same model as its safetensors, slices of every stored type, and refusals."""
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from fuzz import ARRAY, STRING, GGUFTensor, gguf_bytes
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
@@ -269,6 +271,55 @@ def test_corrupt_headers_are_refused(tmp_path: Path, at: int, to: bytes, message
     path.write_bytes(whole)
     with pytest.raises(CheckpointError, match=message):
         GGUFSource(path)
+
+
+def strings(count: int) -> bytes:
+    return struct.pack("<IQ", STRING, count) + bytes(8 * count)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "message"),
+    [
+        ([], [GGUFTensor("x", (), 8, 0)], r"tensor x has 0 axes, not 1 to 4; fetch"),
+        ([], [GGUFTensor("x", (1,) * 70, 0, 0)], r"tensor x has 70 axes, not 1 to 4; fetch"),
+        (
+            [],
+            [GGUFTensor("x", (0, 1 << 63), 0, 0)],
+            r"tensor x has the shape \(0, 9223372036854775808\), which no array can have",
+        ),
+        ([], [GGUFTensor("x", (1 << 58, 0), 8, 0)], r"which no array can have"),
+        ([], [GGUFTensor("x\n", (1 << 30,), 0, 0)], r"x\.gguf ends before tensor x\\n does"),
+        ([], [GGUFTensor("x", (1,), 0, 0)] * 2, r"\(x is there twice\); fetch"),
+        ([("a", 4, bytes(4)), ("a", 4, bytes(4))], [], r"\(a is there twice\); fetch"),
+        ([("a", ARRAY, struct.pack("<IQ", ARRAY, 1) * 20 + struct.pack("<IQ", 4, 0))], [], "arrays nested more than 8 deep"),
+        ([("a", ARRAY, strings((1 << 21) + 1))], [], r"a count of 2097153"),
+        ([("a", ARRAY, strings(1 << 20)), ("b", ARRAY, strings((1 << 20) + 1))], [], r"a count of 1048577"),
+        ([(f"{i}", 0, b"1") for i in range((1 << 16) + 1)], [], r"a count of 65537"),
+        ([], [GGUFTensor(f"{i}", (1,), 0, 0) for i in range((1 << 16) + 1)], r"a count of 65537"),
+    ],
+)
+def test_what_no_model_has_is_refused(
+    tmp_path: Path, metadata: list[tuple[str, int, bytes]], tensors: list[GGUFTensor], message: str
+) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(metadata, tensors, bytes(64)))
+    with pytest.raises(CheckpointError, match=message):
+        GGUFSource(tmp_path / "x.gguf")
+
+
+def test_a_tensor_of_no_blocks_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes([], [GGUFTensor("x", (0, 32), 8, 0)], bytes(64)))
+    box = GGUFSource(tmp_path / "x.gguf").read("x", (slice(0, 0), slice(0, 32)))
+    assert box.shape == (0, 32) and box.dtype == np.float32
+
+
+@pytest.mark.parametrize(("shape", "head"), [((2, 2), 8), ((4,), 1 << 30)])
+def test_frequencies_of_another_shape_are_not_computed(tmp_path: Path, shape: tuple[int, ...], head: int) -> None:
+    tensors = hf_and_gguf(False, False)[1] | {"rope_freqs.weight": np.ones(shape, np.float32)}
+    metadata = METADATA | {
+        f"llama.{key}": head for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    }
+    with pytest.raises(CheckpointError, match=rf"rope_freqs\.weight is \({shape[0]}, ?2?\), not \({head // 2},\)"):
+        open_checkpoint(write_gguf(tmp_path / "x.gguf", metadata, tensors))
 
 
 @pytest.mark.parametrize(

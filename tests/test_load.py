@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from fuzz import safetensors_bytes
 from safetensors.numpy import save_file
 from tiny_checkpoint import write_tiny
 
@@ -330,6 +332,56 @@ def test_a_wrong_header_is_a_checkpoint_error(tmp_path: Path) -> None:
             open_checkpoint(tmp_path)
 
 
+def test_a_name_that_is_there_twice_is_found_in_one_pass(tmp_path: Path) -> None:
+    names = [f'"{i % 60_000}": "x"' for i in range(60_001)]
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {' + ", ".join(names) + "}}")
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="is not an index"):
+        SafetensorsSource(tmp_path)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 63], [1 << 62, 0], [0] * 70, [1] * 70])
+def test_a_shape_that_no_array_has_is_refused(tmp_path: Path, shape: list[int]) -> None:
+    header = {"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 if all(shape) else 0]}}
+    (tmp_path / "model.safetensors").write_bytes(
+        safetensors_bytes(json.dumps(header).encode(), b"1234"[: 4 if all(shape) else 0])
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor x has the shape .* which no array can have; fetch it"):
+        SafetensorsSource(tmp_path)
+
+
+def test_what_is_larger_than_any_header_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(b"{}".ljust((1 << 24) + 8), b""))
+    with pytest.raises(CheckpointError, match="a header of 16777224 bytes"):
+        SafetensorsSource(tmp_path)
+    write_sharded(tmp_path, BASE, hf_tensors(BASE))
+    (tmp_path / "model.safetensors").unlink()
+    for name in ("model.safetensors.index.json", "config.json"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + " " * (1 << 24))
+        with pytest.raises(CheckpointError, match=name):
+            open_checkpoint(tmp_path)
+        (tmp_path / name).write_text(text)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_json_that_is_nested_deep_is_refused(tmp_path: Path, name: str) -> None:
+    value = "[" * 100_000 + "]" * 100_000
+    write(tmp_path, BASE, hf_tensors(BASE))
+    (tmp_path / name).write_text('{"model_type": "llama", "eos_token_id": ' + value + "}")
+    with pytest.raises(CheckpointError, match=name) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_without_tensors_says_no_dtype(tmp_path: Path) -> None:
+    values = {key: value for key, value in BASE.items() if key != "dtype"}
+    checkpoint = write(tmp_path, values, {})
+    with pytest.raises(CheckpointError, match="lacks tensors"):
+        load_all(checkpoint, layout_of("tensor", 1, checkpoint.config))
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -341,6 +393,10 @@ def test_a_wrong_header_is_a_checkpoint_error(tmp_path: Path) -> None:
         ({"weight_map": {"a": "../x.safetensors"}}, r"tensor a is said to be in '\.\./x\.safetensors', outside"),
         ({"weight_map": {"a": "/etc/passwd"}}, "outside the folder"),
         ({"weight_map": {"a": ".."}}, "outside the folder"),
+        ({"weight_map": {"a": "x" * 300}}, "not there: x+; fetch"),
+        ({"weight_map": {"a": 1}}, "is not an index"),
+        ('{"weight_map": {"a": "\\ud800\\n\\u001b[31m"}}', r"not there: \\ud800\\n\\x1b\[31m; fetch"),
+        ({"weight_map": {"a" * 5000: "../x"}}, r"tensor a+ \.\.\. .*outside the folder; put"),
         ({"weight_map": {"absent": "model-0.safetensors"}}, r"model-0\.safetensors lacks absent"),
     ],
 )

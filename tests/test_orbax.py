@@ -25,7 +25,7 @@ from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
 from checkpoints.load import plan as recipes
-from checkpoints.orbax import ITEM
+from checkpoints.orbax import ITEM, OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
 from checkpoints.target import Entry
 from checkpoints.verify import compare
@@ -214,6 +214,38 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
         (params / file).write_bytes(content)
         with pytest.raises(CheckpointError, match="params"):
             open_checkpoint(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", r"\.zarray is not valid JSON"),
+        ({"shape": [1 << 50]}, r"x has the shape \(1125899906842624,\), which no array can have"),
+        ({"shape": [1 << 40]}, r"its arrays would have 4398046511104 bytes, and its files have \d+; convert"),
+        ({"chunks": [1 << 40]}, r"x is \(4,\), and its chunks are larger; convert"),
+    ],
+)
+def test_arrays_that_are_not_what_their_files_hold(tmp_path: Path, changes: Any, message: str) -> None:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
+        saver.save(tmp_path / ITEM, {"x": np.zeros(4, np.float32)})
+    file = tmp_path / ITEM / "x" / ".zarray"
+    file.write_text(changes if isinstance(changes, str) else json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=message):
+        OrbaxSource(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", "\ud800"])
+def test_names_of_no_array_are_refused(tmp_path: Path, name: str) -> None:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
+        saver.save(tmp_path / ITEM, {"x": np.zeros(4, np.float32)})
+    shutil.copytree(tmp_path / ITEM / "x", tmp_path / "x")
+    file = tmp_path / ITEM / "_METADATA"
+    values = json.loads(file.read_text())
+    (leaf,) = values["tree_metadata"].values()
+    leaf["key_metadata"][0]["key"] = name
+    file.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="is no name of an array"):
+        OrbaxSource(tmp_path)
 
 
 def test_chunks_divide_what_layouts_split() -> None:

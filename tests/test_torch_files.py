@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzz import PICKLES
 from safetensors.numpy import load_file
 from tiny_checkpoint import write_tiny
 
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
+from checkpoints.torch_files import TorchSource
 from checkpoints.verify import compare
 from jaxllm.cli import main
 
@@ -114,6 +118,61 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
             open_checkpoint(folder)
 
 
+def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in {"data.pkl": pickled, "version": b"3\n", "data/0": bytes(64)}.items():
+            file.writestr(f"archive/{name}", data)
+
+
+NAME = b"X\1\0\0\0x"
+
+
+@pytest.mark.parametrize("name", [name for name in PICKLES if name != "named"])
+def test_what_a_loader_of_weights_alone_still_does_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive(tmp_path / "pytorch_model.bin", b"\x80\2}(" + NAME + PICKLES[name] + b"u.")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it is left to torch"))
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin (holds more than plain tensors|is truncated or corrupt \(a tup)"
+    ):
+        TorchSource(tmp_path)
+    assert os.listdir(tmp_path) == ["pytorch_model.bin"]
+
+
+def test_attributes_do_not_stand_for_methods(tmp_path: Path) -> None:
+    archive(tmp_path / "pytorch_model.bin", b"\x80\2" + PICKLES["named"] + b".")
+    assert TorchSource(tmp_path).tensors == {}
+
+
+def test_archives_that_pytorch_does_not_write(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    archive(file, b"\x80\2}" + b"0" * 10_000 + b".", zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"its record archive/data\.pkl is compressed"):
+        TorchSource(tmp_path)
+    archive(file, b"\x80\2" + b"}" * (1 << 23) + b".")
+    with pytest.raises(CheckpointError, match=r"data\.pkl, not one of at most 8388608 bytes"):
+        TorchSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(1 << 40), r"tensor x of \(1099511627776,\) is larger than what is stored of it"),
+        (torch.zeros(0, 1 << 60), r"tensor x has the shape .* which no array can have"),
+        (torch.zeros((1,) * 70), r"tensor x has the shape .* which no array can have"),
+        (torch.zeros(2, 2).to_sparse(), r"holds more than plain tensors"),
+        (torch.zeros(2, device="meta"), r"holds more than plain tensors"),
+        (torch.zeros(2, dtype=torch.complex64).conj().imag, "'x' is no plain tensor"),
+    ],
+)
+def test_a_tensor_that_numpy_cannot_look_at(tmp_path: Path, tensor: Any, message: str) -> None:
+    torch.save({"x": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        TorchSource(tmp_path)
+
+
 # Meta's release
 
 
@@ -205,6 +264,29 @@ def test_a_tokenizer_of_metas_travels_if_it_is_sentencepieces(tmp_path: Path, ca
     assert main(["convert", str(meta), str(tmp_path / "target")]) == 0
     tokenizer = open_checkpoint(tmp_path / "target").tokenizer()
     assert tokenizer("Hello world")["input_ids"] == [1, 15043, 3186]
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "shape", "message"),
+    [
+        (2, "tok_embeddings.weight", (4,), r"tok_embeddings\.weight is \(4,\), which is no part of a matrix"),
+        (2, "layers.0.attention.wo.weight", (4,), r"wo\.weight is \(4,\), which is no part of a matrix"),
+        (2, "layers.0.attention.wq.weight", (0, 4), r"wq\.weight is \(0, 4\), which is no part of a matrix"),
+        (1, "tok_embeddings.weight", (), r"tok_embeddings\.weight is \(\), not a matrix"),
+    ],
+)
+def test_parts_of_no_matrix_are_refused(tmp_path: Path, parts: int, name: str, shape: tuple[int, ...], message: str) -> None:
+    meta = write_meta(tmp_path / "meta", write_tiny(tmp_path / "source", **HEADS), parts)
+    for file in meta.glob("*.pth"):
+        torch.save(torch.load(file) | {name: torch.zeros(shape)}, file)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(meta)
+
+
+def test_more_heads_than_hidden_units_are_refused(tmp_path: Path) -> None:
+    meta = write_meta(tmp_path / "meta", write_tiny(tmp_path / "source", **HEADS), 1, {"n_heads": 64})
+    with pytest.raises(CheckpointError, match="head_dim is 0; it must be at least 1"):
+        open_checkpoint(meta)
 
 
 def test_metas_files_must_belong_together(tmp_path: Path) -> None:

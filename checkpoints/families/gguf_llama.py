@@ -98,7 +98,8 @@ def _dtype(source: GGUFSource) -> str:
 
 def _float32(value: float) -> float:
     """The shortest decimal that is this number in the file's 32 bits: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # an infinity is refused with its name
+        return float(str(np.float32(value)))
 
 
 def _stop_ids(reader: ConfigReader) -> tuple[int, ...]:
@@ -125,10 +126,13 @@ def _read_rope(reader: ConfigReader, source: GGUFSource, head_dim: int, max_posi
 
 def _match_stretch(source: GGUFSource, plain: RopeConfig, head_dim: int) -> RopeConfig:
     """`rope_freqs.weight` divides the frequencies: find the llama3 parameters that give exactly those divisors."""
-    divisors = source.read(_ROPE_FREQS, (slice(0, source.tensors[_ROPE_FREQS].shape[0]),)).astype(np.float32)
+    pairs, shape = head_dim // 2, source.tensors[_ROPE_FREQS].shape
+    if shape != (pairs,):
+        raise CheckpointError(f"{source.where}: {_ROPE_FREQS} is {shape}, not {(pairs,)}; use the model's safetensors")
+    divisors = source.read(_ROPE_FREQS, (slice(0, pairs),)).astype(np.float32)
     for stretch in _STRETCHES:
         rope = RopeConfig(kind="llama3", theta=plain.theta, **stretch)  # type: ignore[arg-type]
         expected = inverse_frequencies(plain, head_dim) / inverse_frequencies(rope, head_dim)
-        if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0):
+        if np.allclose(divisors, expected, rtol=1e-5, atol=0):
             return rope
     raise CheckpointError(f"{source.where}: {_ROPE_FREQS} is none of the known Llama 3 stretches; use the model's safetensors")

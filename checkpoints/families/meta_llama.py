@@ -50,6 +50,8 @@ def read_config(source: MetaSource) -> ModelConfig:
         if name not in source.tensors:
             raise CheckpointError(f"{source.where} lacks tensor {name}; fetch it again if it is incomplete")
         shapes[name] = source.tensors[name]
+        if len(shapes[name].shape) != 2:
+            raise CheckpointError(f"{source.where}: tensor {name} is {shapes[name].shape}, not a matrix; fetch it again")
     embedding, layers = shapes["tok_embeddings.weight"], reader.size("n_layers")
     vocab = embedding.shape[0]
     positions = _POSITIONS.get(theta, 2048 if embedding.dtype == "F16" else 4096)

@@ -91,6 +91,10 @@ def _llama3(rope: ConfigReader, max_position: int, original: int) -> dict[str, A
 def _yarn(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
     factor = rope.optional("factor", float) or max_position / original
     mscale, mscale_all_dim = rope.optional("mscale", float), rope.optional("mscale_all_dim", float)
+    if min(mscale or 0.0, mscale_all_dim or 0.0) < 0:
+        raise CheckpointError(
+            f"{rope.where}: `mscale` is {mscale} and `mscale_all_dim` {mscale_all_dim}; neither can be negative"
+        )
     attention_factor = rope.optional("attention_factor", float)
     if attention_factor is None:
         attention_factor = _yarn_scale(factor, 1.0)
