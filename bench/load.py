@@ -68,7 +68,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     source = args.model or write_random(args.work / "source", args.config, args.layers)
     nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     orbax = args.work / "orbax"
-    convert(plan(open_checkpoint(source), orbax, to="orbax"))
+    if "load orbax" in args.only:
+        convert(plan(open_checkpoint(source), orbax, to="orbax"))
     runs: dict[str, list[dict[str, float]]] = {role: [] for role in args.only}
     for _ in range(args.repeats):
         for role in args.only:
@@ -106,7 +107,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
     kept = work()
     seconds = {"call": time.perf_counter() - start, "start": process_seconds()}
     del kept
-    return seconds | {"peak_bytes": peak_bytes(), "peak_bytes_beyond_start": peak_bytes() - idle}
+    return seconds | {"peak_bytes": peak_bytes(), "peak_bytes_beyond_start": max(peak_bytes() - idle, 0)}
 
 
 def copy(args: argparse.Namespace) -> dict[str, float]:
