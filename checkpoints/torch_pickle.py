@@ -31,7 +31,7 @@ def check_archive(path: Path) -> None:
     """Raises ValueError for an archive that PyTorch did not write, and UnpicklingError for a pickle of more than tensors."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:
+            if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
                 raise ValueError(f"its record {record.filename} is compressed")
         pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > _LARGEST:

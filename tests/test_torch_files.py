@@ -151,6 +151,13 @@ def test_archives_that_pytorch_does_not_write(tmp_path: Path) -> None:
     archive(file, b"\x80\2}" + b"0" * 10_000 + b".", zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match=r"its record archive/data\.pkl is compressed"):
         TorchSource(tmp_path)
+    archive(file, b"\x80\2}.")
+    data = bytearray(file.read_bytes())
+    size = data.index(b"PK\1\2") + 20  # of the first record as stored, which zipfile would make room for
+    data[size : size + 4] = (1 << 31).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"its record archive/data\.pkl is compressed"):
+        TorchSource(tmp_path)
     archive(file, b"\x80\2" + b"}" * (1 << 23) + b".")
     with pytest.raises(CheckpointError, match=r"data\.pkl, not one of at most 8388608 bytes"):
         TorchSource(tmp_path)
