@@ -49,9 +49,8 @@ class OrbaxSource(Source):
                 raise CheckpointError(f"{path}: {name} is {array.dtype.name}; supported are {', '.join(NAMES)}")
             check_shape(path, name, tuple(array.shape))
             # A shard of Zarr 3 is its chunks' multiple, the last one cut off by the array.
-            if any(
-                chunk >= 2 * max(size, 1) for chunk, size in zip(array.chunk_layout.write_chunk.shape, array.shape, strict=True)
-            ):
+            chunks = array.chunk_layout.write_chunk.shape or ()  # None of an array without axes
+            if any(chunk >= 2 * max(size, 1) for chunk, size in zip(chunks, array.shape, strict=True)):
                 raise CheckpointError(f"{path}: {name} is {array.shape}, and its chunks are larger; convert it again")
             size = math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
             self.tensors[name] = TensorInfo(tuple(array.shape), NAMES[array.dtype.name], size)
@@ -72,7 +71,7 @@ class OrbaxSource(Source):
             raise CheckpointError(f"{self.where}: {name} cannot be read ({_first_line(error)}); convert it again") from error
         spans = [
             min(-(-one.stop // chunk) * chunk, size) - one.start // chunk * chunk
-            for one, chunk, size in zip(ranges, array.chunk_layout.read_chunk.shape, array.shape, strict=True)
+            for one, chunk, size in zip(ranges, array.chunk_layout.read_chunk.shape or (), array.shape, strict=True)
         ]
         return box, math.prod(spans) * box.itemsize
 

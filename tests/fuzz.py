@@ -60,6 +60,7 @@ class Parser(NamedTuple):
     files: dict[str, Mutate]  # by patterns of names in the folder
     open: Callable[[Path], Source | None]
     memory: int = MEMORY
+    compressed: int = 1  # times: an array may be so much larger than its files
 
 
 # Bytes
@@ -504,10 +505,10 @@ PARSERS = {
     "meta": Parser(_write_meta, {"params.json": json_file, "*.pth": torch_file}, lambda folder: open_checkpoint(folder).source),
     "config": Parser(_write_config, {"config.json": json_file}, _open_config),
     "generation": Parser(_write_generation, {"generation_config.json": json_file}, lambda folder: open_checkpoint(folder).source),
-    "orbax": Parser(_write_orbax, {"params/_METADATA": json_file}, _open_orbax, 4 * MEMORY),
-    "ocdbt": Parser(_write_orbax, {"params/**/*": mutate_bytes}, _open_orbax, 4 * MEMORY),
+    "orbax": Parser(_write_orbax, {"params/_METADATA": json_file}, _open_orbax, 4 * MEMORY, 1000),
+    "ocdbt": Parser(_write_orbax, {"params/**/*": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000),
     "shard": Parser(_write_shards, {"params/**/zarr.json": json_file, "params/**/0": mutate_bytes}, _open_orbax, 4 * MEMORY),
-    "zarr": Parser(_write_arrays, {"params/**/.zarray": json_file, "params/**/0*": mutate_bytes}, _open_orbax, 4 * MEMORY),
+    "zarr": Parser(_write_arrays, {"params/**/.zarray": json_file, "params/**/0*": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000),
 }
 
 
@@ -520,7 +521,7 @@ def check(parser: Parser, folder: Path) -> str:
         source = parser.open(folder)
         held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         for name, info in source.tensors.items() if source is not None else ():
-            if (wrong := _check_tensor(source, name, info.shape, info.nbytes, held)) is not None:
+            if (wrong := _check_tensor(source, name, info.shape, info.nbytes, held * parser.compressed)) is not None:
                 return f"tensor {name!r} {wrong}"
     except CheckpointError as error:
         return _check_message(str(error), folder)

@@ -241,6 +241,12 @@ def test_arrays_that_are_not_what_their_files_hold(tmp_path: Path, changes: Any,
         OrbaxSource(tmp_path)
 
 
+def test_an_array_without_axes_is_read(tmp_path: Path) -> None:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
+        saver.save(tmp_path / ITEM, {"x": np.full((), 3, np.float32)})
+    assert OrbaxSource(tmp_path).read("x", ()) == 3
+
+
 @pytest.mark.parametrize("name", ["../x", "..", "", "\ud800"])
 def test_names_of_no_array_are_refused(tmp_path: Path, name: str) -> None:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
