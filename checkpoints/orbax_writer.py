@@ -1,7 +1,7 @@
 """Parameters -> an Orbax checkpoint, as `checkpoints.orbax` reads it.
 
-Orbax makes a tree of arrays without numbers, each of which then gets its file. That is several times faster than through its own
-storage, which holds a whole array before it writes it.
+Orbax makes a tree of arrays without numbers, each of which then gets its file. Its own storage would hold a whole array before it
+writes it, and what it had written of one when it was killed would stay, named by nothing.
 """
 
 from __future__ import annotations
