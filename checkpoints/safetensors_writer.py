@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints.copying import contiguous
-from checkpoints.safetensors import DTYPES, INDEX, SINGLE
+from checkpoints.safetensors import INDEX, NAMES, SINGLE
 from checkpoints.target import Entry, Target
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class SafetensorsFiles(Target):
@@ -56,7 +54,7 @@ def header(entries: list[Entry]) -> bytes:
     at = 0
     for entry in entries:
         offsets = [at, at + entry.nbytes]
-        values[entry.name] = {"dtype": NAMES[entry.dtype], "shape": entry.shape, "data_offsets": offsets}
+        values[entry.name] = {"dtype": NAMES[entry.dtype.name], "shape": entry.shape, "data_offsets": offsets}
         at += entry.nbytes
     text = json.dumps(values, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
