@@ -17,11 +17,11 @@ from checkpoints.gguf_tokenizer import build_tokenizer
 from checkpoints.meta import PARAMS, MetaSource
 from checkpoints.names import Rules
 from checkpoints.safetensors import SafetensorsSource
-from checkpoints.source import Source
+from checkpoints.source import ORBAX, Source
 from checkpoints.torch_files import INDEX, SINGLE, TorchSource
 from jaxllm.config import ModelConfig
 
-CONFIG, GENERATION, ORBAX = "config.json", "generation_config.json", "params"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.checkpoint import CONFIG, GENERATION, ORBAX, Checkpoint, open_checkpoint
+from checkpoints.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
 from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.families import FAMILIES
@@ -31,6 +31,7 @@ from checkpoints.names import Pattern, Rules
 from checkpoints.parameters import names_of_parameters
 from checkpoints.safetensors import DTYPES
 from checkpoints.safetensors_writer import SafetensorsFiles
+from checkpoints.source import ORBAX
 from checkpoints.target import Entry, Target
 from checkpoints.verify import compare, differing_config
 from checkpoints.view import SLICE, View

@@ -18,9 +18,9 @@ from checkpoints.config_reader import parse_json, read_json
 from checkpoints.copying import empty
 from checkpoints.errors import CheckpointError
 from checkpoints.safetensors import NAMES
-from checkpoints.source import Source, TensorInfo, check_shape
+from checkpoints.source import ORBAX, Source, TensorInfo, check_shape
 
-ITEM, METADATA = "params", "_METADATA"
+METADATA = "_METADATA"
 _MOST_COMPRESSED = 1000  # times: weights hardly are, but what is not trained yet may be zeros
 _CONTEXT = {"cache_pool": {"total_bytes_limit": 0}}  # nothing is read twice
 
@@ -30,7 +30,7 @@ class OrbaxSource(Source):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        path = (folder / ITEM).resolve()
+        path = (folder / ORBAX).resolve()
         metadata = read_json(path / METADATA)
         zarr3 = bool(metadata.get("use_zarr3"))
         try:

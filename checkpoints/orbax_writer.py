@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import future, type_handlers
 
-from checkpoints.orbax import ITEM, METADATA
+from checkpoints.orbax import METADATA
+from checkpoints.source import ORBAX
 from checkpoints.target import Entry, Target
 from checkpoints.zarr_shard import Shard
 
@@ -34,9 +35,9 @@ class OrbaxArrays(Target):
         return Shard(entry).chunk[0]
 
     def begin(self, folder: Path) -> None:
-        if (folder / ITEM / METADATA).exists():  # Orbax gives the folder its name when everything is in it
+        if (folder / ORBAX / METADATA).exists():  # Orbax gives the folder its name when everything is in it
             return
-        for left in folder.glob(f"{ITEM}*"):  # of a run that was stopped while it made the arrays
+        for left in folder.glob(f"{ORBAX}*"):  # of a run that was stopped while it made the arrays
             shutil.rmtree(left)
         tree: dict[str, Any] = {}
         for name, (entry,) in self.groups.items():
@@ -48,7 +49,7 @@ class OrbaxArrays(Target):
         registry = type_handlers.create_type_handler_registry((_Empty, _Maker()), (jax.Array, type_handlers.ArrayHandler()))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=True)
         with _no_warnings(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save((folder / ITEM).resolve(), tree)
+            checkpointer.save((folder / ORBAX).resolve(), tree)
 
     def is_whole(self, folder: Path, name: str) -> bool:
         file, shard = self._file(folder, name)
@@ -64,7 +65,7 @@ class OrbaxArrays(Target):
     def _file(self, folder: Path, name: str) -> tuple[Path, Shard]:
         (entry,) = self.groups[name]
         shard = Shard(entry)
-        return folder / ITEM / name / shard.name, shard
+        return folder / ORBAX / name / shard.name, shard
 
 
 @contextlib.contextmanager

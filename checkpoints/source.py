@@ -12,6 +12,7 @@ import numpy as np
 
 from checkpoints.errors import CheckpointError
 
+ORBAX = "params"  # the folder of Orbax's arrays, beside config.json
 T = TypeVar("T")
 
 

@@ -76,23 +76,23 @@ def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(weights.shape)
 
 
-def hf_and_gguf(tied: bool, biased: bool) -> tuple[Tensors, Tensors]:
+def hf_and_gguf(tied: bool, biased: bool, embed: int = 64) -> tuple[Tensors, Tensors]:
     """One random model under both formats' names and row orders."""
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
-    hf = {"model.embed_tokens.weight": random(37, 64), "model.norm.weight": random(64)}
+    hf = {"model.embed_tokens.weight": random(37, embed), "model.norm.weight": random(embed)}
     gguf = {"token_embd.weight": hf["model.embed_tokens.weight"], "output_norm.weight": hf["model.norm.weight"]}
     if not tied:
-        hf["lm_head.weight"] = gguf["output.weight"] = random(37, 64)
+        hf["lm_head.weight"] = gguf["output.weight"] = random(37, embed)
     outputs = {"q_proj": 72, "k_proj": 24, "v_proj": 24, "gate_proj": 96, "up_proj": 96}
     inputs = {"o_proj": 72, "down_proj": 96}
     for i in range(2):
         for theirs, name in LAYER.items():
             short = theirs.split(".")[-1]
-            shape = (outputs.get(short, 64), inputs.get(short, 64))
+            shape = (outputs.get(short, embed), inputs.get(short, embed))
             kinds = {"weight": shape[:1] if "norm" in short else shape}
             if biased and "norm" not in short:
                 kinds["bias"] = shape[:1]
@@ -112,7 +112,10 @@ def write_gguf(
     align: int = 32,
     plain: str = "",
 ) -> Path:
-    """A GGUF file whose matrices are of one kind; vectors, the matrix `plain` and rows without whole blocks float32."""
+    """A GGUF file whose matrices are of one kind; vectors, the matrix `plain` and rows without whole blocks float32.
+
+    Of the kinds that `gguf` does not quantise to, matrices are random bytes.
+    """
     writer = GGUFWriter(path, arch)
     writer.add_custom_alignment(align)
     add: dict[type, Callable[[str, Any], None]] = {
@@ -126,7 +129,8 @@ def write_gguf(
         if stored == Kind.F16:
             writer.add_tensor(name, x.astype(np.float16))
         else:
-            writer.add_tensor(name, quantize(x, stored), raw_dtype=stored)
+            raw = raw_tensor(stored, *x.shape) if stored.name.endswith("_K") else quantize(x, stored)
+            writer.add_tensor(name, raw, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -198,13 +202,16 @@ def test_slices_of_every_stored_type(tmp_path: Path, kind: Kind) -> None:
         assert got.flags.writeable == (kind not in PLAIN)  # plain ones are views of the file
 
 
-@pytest.mark.parametrize("kind", [*PLAIN, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1])
+@pytest.mark.parametrize("kind", [*PLAIN, *QUANTISED], ids=lambda kind: kind.name)
 def test_a_conversion_holds_what_gguf_itself_dequantises(tmp_path: Path, kind: Kind) -> None:
-    tensors = hf_and_gguf(False, False)[1]
-    path = write_gguf(tmp_path / "x.gguf", METADATA, tensors, kind)
+    embed = max(64, GGML_QUANT_SIZES[kind][0])
+    tensors = hf_and_gguf(False, False, embed)[1]
+    path = write_gguf(tmp_path / "x.gguf", METADATA | {"llama.embedding_length": embed}, tensors, kind)
     convert(plan(open_checkpoint(path), tmp_path / "out"))
     after = load_file(tmp_path / "out" / "model.safetensors")
-    reference = {t.name: dequantize(np.asarray(t.data), t.tensor_type) for t in GGUFReader(path).tensors}
+    stored = GGUFReader(path).tensors
+    assert {t.tensor_type for t in stored if len(t.shape) > 1} >= {kind}
+    reference = {t.name: dequantize(np.asarray(t.data), t.tensor_type) for t in stored}
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     names |= {f"blk.{i}.{theirs}": f"model.layers.{i}.{ours}" for i in range(2) for ours, theirs in LAYER.items()}
     assert len(reference) == len(after) == len(names)

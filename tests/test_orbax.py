@@ -25,8 +25,9 @@ from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
 from checkpoints.load import plan as recipes
-from checkpoints.orbax import ITEM, OrbaxSource
+from checkpoints.orbax import OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
+from checkpoints.source import ORBAX
 from checkpoints.target import Entry
 from checkpoints.verify import compare
 from checkpoints.zarr_shard import Shard
@@ -152,7 +153,7 @@ def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
     convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     tensors = load_file(source / "model.safetensors")
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(tmp_path / "orbax" / ITEM)
+        tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
         np.testing.assert_array_equal(tree["embedding"], tensors["model.embed_tokens.weight"])
         np.testing.assert_array_equal(tree["blocks"]["0"]["mlp"]["gate"], tensors["model.layers.0.mlp.gate_proj.weight"].T)
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
@@ -162,7 +163,7 @@ def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
         def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.shape[0] % 4 == 0 else whole)
 
-        restored = checkpointer.restore(tmp_path / "orbax" / ITEM, jax.tree.map(abstract, tree))
+        restored = checkpointer.restore(tmp_path / "orbax" / ORBAX, jax.tree.map(abstract, tree))
     assert restored["embedding"].sharding == rows
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), restored, tree))
 
@@ -173,10 +174,10 @@ def test_what_orbax_itself_saved_is_read(tmp_path: Path, ocdbt: bool, zarr3: boo
     source = write_tiny(tmp_path / "source")
     convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(tmp_path / "orbax" / ITEM)
-    shutil.rmtree(tmp_path / "orbax" / ITEM)
+        tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
+    shutil.rmtree(tmp_path / "orbax" / ORBAX)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)) as saver:
-        saver.save(tmp_path / "orbax" / ITEM, tree)
+        saver.save(tmp_path / "orbax" / ORBAX, tree)
     assert all(one.equal for one in compare(open_checkpoint(source), open_checkpoint(tmp_path / "orbax")))
 
 
@@ -206,7 +207,7 @@ def test_an_interrupted_run_goes_on_and_writes_each_array_once(tmp_path: Path, m
 
 def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     convert(plan(open_checkpoint(write_tiny(tmp_path / "source", **LARGER)), tmp_path / "orbax", to="orbax"))
-    params = tmp_path / "orbax" / ITEM
+    params = tmp_path / "orbax" / ORBAX
     shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
     checkpoint = open_checkpoint(tmp_path / "orbax")
     shard = params / "head" / "c" / "0" / "0"
@@ -234,8 +235,8 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
 )
 def test_arrays_that_are_not_what_their_files_hold(tmp_path: Path, changes: Any, message: str) -> None:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
-        saver.save(tmp_path / ITEM, {"x": np.zeros(4, np.float32)})
-    file = tmp_path / ITEM / "x" / ".zarray"
+        saver.save(tmp_path / ORBAX, {"x": np.zeros(4, np.float32)})
+    file = tmp_path / ORBAX / "x" / ".zarray"
     file.write_text(changes if isinstance(changes, str) else json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
         OrbaxSource(tmp_path)
@@ -243,16 +244,16 @@ def test_arrays_that_are_not_what_their_files_hold(tmp_path: Path, changes: Any,
 
 def test_an_array_without_axes_is_read(tmp_path: Path) -> None:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
-        saver.save(tmp_path / ITEM, {"x": np.full((), 3, np.float32)})
+        saver.save(tmp_path / ORBAX, {"x": np.full((), 3, np.float32)})
     assert OrbaxSource(tmp_path).read("x", ()) == 3
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "", "\ud800"])
 def test_names_of_no_array_are_refused(tmp_path: Path, name: str) -> None:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as saver:
-        saver.save(tmp_path / ITEM, {"x": np.zeros(4, np.float32)})
-    shutil.copytree(tmp_path / ITEM / "x", tmp_path / "x")
-    file = tmp_path / ITEM / "_METADATA"
+        saver.save(tmp_path / ORBAX, {"x": np.zeros(4, np.float32)})
+    shutil.copytree(tmp_path / ORBAX / "x", tmp_path / "x")
+    file = tmp_path / ORBAX / "_METADATA"
     values = json.loads(file.read_text())
     (leaf,) = values["tree_metadata"].values()
     leaf["key_metadata"][0]["key"] = name
