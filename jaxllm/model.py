@@ -64,22 +64,24 @@ class Decoder(nnx.Module):
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
         attends = [over_cache(self.layout, layer, batch) for layer in cache]
-        return self._run(batch.tokens, positions, batch.lengths, attends)
+        return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
         attend = over_trees(self.layout, batch, width)
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        return self._run(batch.tokens, batch.position, lengths, [attend] * len(self.blocks))[0]
+        return self._run(batch.tokens, batch.position, lengths, [attend] * len(self.blocks), few=False)[0]
 
-    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend]) -> tuple[jax.Array, Any]:
+    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
         x = self._embed(jnp.asarray(tokens))
         angles = rope_angles(self.config.rope, self.config.head_dim, positions, lengths)
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
         angles = jax.lax.optimization_barrier(angles)
-        layers = []
-        for block, attend in zip(self.blocks, attends, strict=True):
-            x, layer = block(x, angles, attend)
+        layers, blocks = [], list(self.blocks)
+        for i, attend in enumerate(attends):
+            if few and self.layout.gathered and i + 1 < len(blocks):
+                x, blocks[i + 1] = _after(x, blocks[i + 1])
+            x, layer = blocks[i](x, angles, attend)
             layers.append(layer)
         return x, layers
 
@@ -112,3 +114,13 @@ class Decoder(nnx.Module):
         # In two steps: straight to the whole, XLA may gather the table and not the logits.
         y = self.layout.constrain(y, "rows", "vocab")
         return self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
+
+
+def _after(x: jax.Array, block: Block) -> tuple[jax.Array, Block]:
+    """`x`, and `block` with weights that are gathered only when `x` is there.
+
+    With few tokens to hide gathers behind, XLA for Hopper begins those of all layers at once, and holds the whole model.
+    """
+    graph, state = nnx.split(block)
+    x, state = jax.lax.optimization_barrier((x, state))
+    return x, nnx.merge(graph, state)

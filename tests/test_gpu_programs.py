@@ -32,9 +32,9 @@ def laid_out(kind: str, layout_name: str) -> Layout:
     return make_layout(layout_name, devices, CONFIG.hidden_size)
 
 
-def decode_program(kind: str, dtype: str, layout_name: str, rows: int) -> tuple[Program, Layout]:
-    layout = laid_out(kind, layout_name)
-    steps = Steps(CONFIG, layout, dtype)
+def decode_program(kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers) -> tuple[Program, Layout]:
+    config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
+    steps = Steps(config, layout, dtype)
 
     def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(("rows",) if x.ndim else ()))
@@ -42,7 +42,7 @@ def decode_program(kind: str, dtype: str, layout_name: str, rows: int) -> tuple[
     ints = np.zeros(rows, np.int32)
     sampling = SamplingBatch(ints, np.zeros((rows, 8), np.int32))
     batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, sampling, np.array(8, np.int32), np.array(False))
-    cache = kv.abstract(CONFIG, layout, rows, CONTEXT, dtype)
+    cache = kv.abstract(config, layout, rows, CONTEXT, dtype)
     return analyse(compile_for_cuda(steps.decode, steps.abstract_params(), cache, jax.tree.map(abstract, batch))), layout
 
 
@@ -127,3 +127,19 @@ def test_gathers_hide_behind_compute(kind: str, dtype: str) -> None:
 def test_replicated_scoring_exchanges_nothing() -> None:
     program = score_program("h100", "bfloat16", "replicated", layers=2, width=8)
     assert program.collectives == []
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
+def test_gathered_decode_holds_two_layers_at_a_time(kind: str, dtype: str) -> None:
+    """However many there are; and what is gathered is weights alone, in every turn of the loop."""
+    programs = [decode_program(kind, dtype, "gathered", 4, layers)[0] for layers in (3, 6)]
+    for program, layers in zip(programs, (3, 6), strict=True):
+        large = [c for c in program.collectives if c.nbytes > WEIGHT]
+        assert {c.kind for c in large} == {"all-gather"}
+        assert len(large) == 7 * layers + 2
+        assert all(c.in_loop for c in large)
+    few, many = (program.memory for program in programs)
+    assert few is not None and many is not None
+    table = CONFIG.vocab_size * CONFIG.hidden_size
+    assert many.temp == pytest.approx(few.temp, rel=0.01)
+    assert many.temp < 2 * (2 * CONFIG.layer_params + 2 * table)
