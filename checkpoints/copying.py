@@ -8,7 +8,9 @@ time, and where rows are a power of two apart a column's elements share a few ca
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import jax
 import numpy as np
 
 _ALIGN = 64  # bytes: XLA's CPU client takes such memory as it is, without another copy
@@ -44,6 +46,25 @@ def fill(out: np.ndarray, x: np.ndarray) -> None:
     source, target = (np.moveaxis(a, (fast, last), (-2, -1)) for a in (x, out))
     for at in np.ndindex(source.shape[:-2]):
         _transpose(source[at], target[at])
+
+
+def packed(x: np.ndarray) -> np.ndarray:
+    """The numbers of `x` contiguous, not to be written to: `x` itself or a copy that is soon dropped.
+
+    XLA's CPU client transposes twice as fast as numpy can, into memory of small pages, which is slow to keep.
+    """
+    cpu = _cpu()
+    if cpu is None or x.dtype.itemsize > 4:  # jax would make 64 bits 32
+        return contiguous(x)
+    return np.asarray(jax.device_put(x.view(f"u{x.dtype.itemsize}"), cpu)).view(x.dtype)
+
+
+@cache
+def _cpu() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:

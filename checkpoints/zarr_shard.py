@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.copying import empty, fill
+from checkpoints.copying import packed
 from checkpoints.target import Entry
 
 _PARTS = 8
 _SMALL = 1 << 16  # bytes: chunks below are not worth it
-_BUFFERS = 1 << 23  # bytes
 _PLACE = 16  # bytes for a chunk in the index: two integers
 
 
@@ -75,19 +74,13 @@ class Shard:
 
     def write(self, path: Path, pieces: Iterator[np.ndarray]) -> None:
         """`pieces` are slices along the first dimension, of a multiple of the chunk but for the last. Raises OSError."""
-        workers = os.cpu_count() or 1
-        # Used again and again, as new memory costs as much as a copy; from 4 MB on numpy asks for large pages.
-        buffers = list(empty((max(workers, _BUFFERS // self.chunk_bytes), *self.chunk), self.entry.dtype))
         first = 0
-        with open(path, "wb") as file, ThreadPoolExecutor(workers) as pool:
+        with open(path, "wb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for piece in pieces:
 
                 def put(at: tuple[int, ...], piece: np.ndarray = piece, row: int = first // self.chunk[0]) -> None:
-                    buffer = buffers.pop()
-                    self._fill(buffer, piece, at)
                     number = np.ravel_multi_index((at[0] + row, *at[1:]), self.counts)
-                    _write_at(file.fileno(), buffer, int(number) * self.chunk_bytes)
-                    buffers.append(buffer)
+                    _write_at(file.fileno(), self._cut(piece, at), int(number) * self.chunk_bytes)
 
                 for _ in pool.map(put, np.ndindex(-(-len(piece) // self.chunk[0]), *self.counts[1:])):
                     pass
@@ -96,14 +89,11 @@ class Shard:
             _write_at(file.fileno(), np.array(places, "<u8"), len(places) * self.chunk_bytes)
         assert first == self.entry.shape[0], f"{self.entry.name}: {first} rows of {self.entry.shape[0]}"
 
-    def _fill(self, buffer: np.ndarray, piece: np.ndarray, at: tuple[int, ...]) -> None:
-        """With chunk `at` of the piece. Those at the edge are as large as the others, with zeros."""
+    def _cut(self, piece: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+        """Chunk `at` of the piece, contiguous. Those at the edge are as large as the others, with zeros."""
         box = piece[tuple(slice(i * step, (i + 1) * step) for i, step in zip(at, self.chunk, strict=True))]
-        if box.shape == self.chunk:
-            fill(buffer, box)
-        else:
-            buffer[...] = 0
-            buffer[tuple(map(slice, box.shape))] = box
+        missing = [(0, step - size) for size, step in zip(box.shape, self.chunk, strict=True)]
+        return packed(np.pad(box, missing) if box.shape != self.chunk else box)
 
 
 def _part(size: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.copying import contiguous, empty, owned
+from checkpoints.copying import contiguous, empty, owned, packed
 
 DTYPES = [np.dtype(d) for d in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -29,6 +29,8 @@ def test_any_view_is_copied(shape: list[int], order: object, dtype: np.dtype, ta
     assert got.dtype == target and got.flags.c_contiguous and got.flags.writeable
     assert got.tobytes() == x.astype(target).tobytes()
     assert contiguous(x).tobytes() == x.tobytes()
+    assert packed(x).dtype == dtype and packed(x).flags.c_contiguous
+    assert packed(x).tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(300, 1100), (513, 256), (3, 700, 300), (1, 5000)])
@@ -37,6 +39,7 @@ def test_views_larger_than_a_tile_are_copied(shape: tuple[int, ...]) -> None:
     for view in (x.T, x.swapaxes(0, -1), np.moveaxis(x, 0, -1), x):
         assert np.array_equal(owned(view, np.dtype(ml_dtypes.bfloat16)), view.astype(ml_dtypes.bfloat16))
         assert np.array_equal(owned(view, view.dtype), view)
+        assert np.array_equal(packed(view), view)
 
 
 def test_what_is_owned_and_contiguous_is_not_copied() -> None:
