@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -131,4 +132,6 @@ def table(compared: list[Compared]) -> str:
 
 
 def _open(source: str) -> Checkpoint:
+    # Orbax starts jax, which would take most of a GPU's memory, from whoever is using it, for nothing.
+    jax.config.update("jax_platforms", "cpu")
     return open_checkpoint(resolve(source))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,12 @@ def test_tensorstore_reads_any_shard(
 def test_the_configs_travel(tmp_path: Path) -> None:
     convert(plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "orbax", to="orbax", dtype="bfloat16"))
     assert json.loads((tmp_path / "orbax" / "config.json").read_text()) == CONFIG | {"dtype": "bfloat16"}
+
+
+def test_the_command_line_leaves_accelerators_alone(tmp_path: Path) -> None:
+    """A GPU that serves a model has no memory left; here there is none at all, and jax is told to start with it."""
+    write_tiny(tmp_path / "tiny")
+    command = [sys.executable, "-m", "jaxllm.cli", "convert", tmp_path / "tiny", tmp_path / "orbax", "--to", "orbax"]
+    done = subprocess.run(list(map(str, command)), env=os.environ | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "orbax" / ORBAX).is_dir()
