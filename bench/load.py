@@ -3,8 +3,10 @@
     python -m bench.load --config llama-7b --layers 6 --work /some/disk
     python -m bench.load --model FOLDER --repeats 3
 
-Each measurement is a process of its own, in turns, with the source in the page cache. Targets of `cp` and of conversions
-are new files; flushing them to the disk is timed apart. "call" is the work alone, "start" all since the process was started,
+Each measurement is a process of its own, in turns, with the source in the page cache, and right after another has used and
+freed twice the memory that it will need. (Of a virtual machine the host may take freed memory back, and finding it again
+can take longer than all else: `--pause 4` lets that happen before each.) Targets of `cp` and of conversions are new files;
+flushing them to the disk is timed apart. "call" is the work alone, "start" all since the process was started,
 imports included. Prints a table of medians; the last line of stdout is one JSON document.
 """
 
@@ -37,8 +39,6 @@ from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.target import Entry
 from jaxllm.config import PRESETS, ModelConfig
 
-PAUSE = 4.0  # seconds after files were deleted: a virtual machine may give their memory back, and it should for everyone
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="to load in")
     parser.add_argument("--work", type=Path, default=Path("bench-load"), help="a folder for copies, removed at the end")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each measurement")
     parser.add_argument("--only", nargs="+", choices=sorted(ROLES), default=list(ROLES))
     parser.add_argument("--save", type=Path, help="keep the result in this JSON file")
     parser.add_argument("--role", choices=sorted(ROLES), help=argparse.SUPPRESS)
@@ -66,7 +67,6 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     source = args.model or write_random(args.work / "source", args.config, args.layers)
-    nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     orbax = args.work / "orbax"
     if "load orbax" in args.only:
         convert(plan(open_checkpoint(source), orbax, to="orbax"))
@@ -77,8 +77,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             runs[role].append(run(role, at, args))
             print(role, runs[role][-1], file=sys.stderr)
     rows = {role: {key: statistics.median(r[key] for r in of) for key in of[0]} for role, of in runs.items()}
-    return {"bench": "load", "model": str(args.model or args.config), "layers": args.layers, "dtype": args.dtype, "bytes": nbytes,
-            "machine": describe(), "repeats": args.repeats, "rows": rows, "runs": runs}  # fmt: skip
+    return {"bench": "load", "model": str(args.model or args.config), "layers": args.layers, "dtype": args.dtype,
+            "bytes": nbytes(source), "machine": describe(), "repeats": args.repeats, "pause": args.pause, "rows": rows,
+            "runs": runs}  # fmt: skip
 
 
 def run(role: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -91,8 +92,8 @@ def run(role: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
             with open(file, "rb", buffering=0) as opened:
                 while opened.read(1 << 24):
                     pass
-    time.sleep(PAUSE)
     command = [sys.executable, "-m", "bench.load", "--role", role, "--model", source, "--work", args.work, "--dtype", args.dtype]
+    command += ["--pause", args.pause]
     done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     start = time.perf_counter()
@@ -100,24 +101,38 @@ def run(role: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
     return result | ({"flush": time.perf_counter() - start} if target.exists() else {})
 
 
-def timed(work: Callable[[], Any]) -> dict[str, float]:
+def nbytes(source: Path) -> int:
+    """Of its weights, whatever their format."""
+    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+
+
+def use_memory(size: int) -> None:
+    """A process of its own does, and frees it when it ends; no more than is there."""
+    size = min(size, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4)
+    subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({size}, numpy.uint8)"], check=True)
+
+
+def timed(args: argparse.Namespace, work: Callable[[], Any]) -> dict[str, float]:
     """What one process reports: seconds of the call and from its start, and its peak memory."""
-    idle = peak_bytes()
+    before = process_seconds()
+    use_memory(2 * nbytes(args.model) * (2 if args.dtype == "float32" else 1))
+    time.sleep(args.pause)
+    idle, before = peak_bytes(), process_seconds() - before
     start = time.perf_counter()
     kept = work()
-    seconds = {"call": time.perf_counter() - start, "start": process_seconds()}
+    seconds = {"call": time.perf_counter() - start, "start": process_seconds() - before}
     del kept
     return seconds | {"peak_bytes": peak_bytes(), "peak_bytes_beyond_start": max(peak_bytes() - idle, 0)}
 
 
 def copy(args: argparse.Namespace) -> dict[str, float]:
-    return timed(lambda: subprocess.run(["cp", "-r", args.model, args.work / "target"], check=True))
+    return timed(args, lambda: subprocess.run(["cp", "-r", args.model, args.work / "target"], check=True))
 
 
 def conversion(to: str) -> Callable[[argparse.Namespace], dict[str, float]]:
     def work(args: argparse.Namespace) -> dict[str, float]:
         job = plan(open_checkpoint(args.model), args.work / "target", to=to)
-        return timed(lambda: convert(job, check=False, flush=False))
+        return timed(args, lambda: convert(job, check=False, flush=False))
 
     return work
 
@@ -134,7 +149,7 @@ def loading(args: argparse.Namespace) -> dict[str, float]:
         layout = make_layout("tensor", jax.devices()[:1], checkpoint.config.hidden_size)
         return jax.block_until_ready(load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, args.dtype))
 
-    return timed(work)
+    return timed(args, work)
 
 
 def transformers(args: argparse.Namespace) -> dict[str, float]:
@@ -148,7 +163,7 @@ def transformers(args: argparse.Namespace) -> dict[str, float]:
             flat[:: 4096 // flat.element_size()].sum()
         return model
 
-    return timed(work)
+    return timed(args, work)
 
 
 ROLES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
