@@ -507,7 +507,9 @@ PARSERS = {
     "generation": Parser(_write_generation, {"generation_config.json": json_file}, lambda folder: open_checkpoint(folder).source),
     "orbax": Parser(_write_orbax, {"params/_METADATA": json_file}, _open_orbax, 4 * MEMORY, 1000),
     "ocdbt": Parser(_write_orbax, {"params/**/*": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000),
-    "shard": Parser(_write_shards, {"params/**/zarr.json": json_file, "params/**/0": mutate_bytes}, _open_orbax, 4 * MEMORY),
+    "shard": Parser(
+        _write_shards, {"params/**/zarr.json": json_file, "params/**/0": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000
+    ),
     "zarr": Parser(_write_arrays, {"params/**/.zarray": json_file, "params/**/0*": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000),
 }
 
