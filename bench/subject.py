@@ -14,11 +14,12 @@ from checkpoints.load import load, random_leaves
 from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.engine import Engine
-from jaxllm.plan import Plan, make_plan
+from jaxllm.plan import Plan, Run
+from jaxllm.remedies import plan_or_refuse
 from jaxllm.requests import SamplingParams
 from jaxllm.scheduler import Sequence
 from jaxllm.steps import Steps
-from sharding.layout import NAMES, make_layout
+from sharding.layout import NAMES
 from sharding.mesh import pick_devices, virtual_cpu_devices
 
 
@@ -47,8 +48,9 @@ class Subject:
         self.name = args.config or args.model or "smollm2-135m"
         self.checkpoint = checkpoint = None if self.path is None else open_checkpoint(self.path)
         self.config: ModelConfig = PRESETS[args.config] if checkpoint is None else checkpoint.config
-        layout = make_layout(args.layout, devices, self.config.hidden_size)
-        self.plan: Plan = make_plan(self.config, layout, args.dtype, max_model_len, max_num_seqs)
+        run = Run(self.config, devices, args.dtype, args.layout, max_model_len, max_num_seqs)
+        self.plan: Plan = plan_or_refuse(run)
+        layout = self.plan.layout
         if checkpoint is None:
             params = random_leaves(self.config, layout, args.dtype, seed=0)
         else:
