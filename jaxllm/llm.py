@@ -25,7 +25,8 @@ from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine
-from jaxllm.plan import Plan, plan_layout
+from jaxllm.plan import Plan, Run
+from jaxllm.remedies import plan_or_refuse
 from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
 from jaxllm.scheduler import Sequence as EngineSequence
 from jaxllm.score import Packing, Score, Scorer, row_length
@@ -133,7 +134,7 @@ class LLM:
         dtype: str | None,
         max_model_len: int | None,
         max_num_seqs: int | None,
-        workload: str,
+        workload: Literal["generate", "score"],
     ) -> Plan:
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
@@ -145,7 +146,7 @@ class LLM:
         if max_model_len and max_model_len > self.config.max_position:
             raise ValueError(f"max_model_len={max_model_len} exceeds the model's context of {self.config.max_position} positions")
         chosen = dtype or ("float32" if devices[0].platform == "cpu" else self.config.dtype)
-        return plan_layout(layout, self.config, devices, chosen, max_model_len, max_num_seqs, workload)
+        return plan_or_refuse(Run(self.config, devices, chosen, layout, max_model_len, max_num_seqs, workload))
 
     # The doors
 

@@ -1,30 +1,51 @@
-"""What a run needs and whether it fits, before anything is allocated."""
+"""What a run needs on each device, and which layout it takes, before anything is allocated."""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh
 
 from jaxllm import cache as kv
-from jaxllm.buckets import cache_length
+from jaxllm.buckets import MAX_CHUNK, cache_length
 from jaxllm.config import ModelConfig
-from jaxllm.roofline import seconds_per_token
+from jaxllm.model import Decoder
+from jaxllm.roofline import decode_step, seconds_per_token
 from jaxllm.score import row_length
-from jaxllm.steps import Steps
 from sharding.hardware import hardware
-from sharding.layout import Layout, make_layout
+from sharding.layout import AMPERE, HOPPER, Layout, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
 USABLE = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
 ROWS = (64, 32, 16, 8, 4, 2, 1)
+CONTEXT = 1024  # positions in the cache where steps of generating are compared
 
 
-class DoesNotFitError(ValueError):
-    """The run needs more memory than a device has; the message holds the bytes and the remedies."""
+@dataclass(frozen=True)
+class Run:
+    """What is asked for; None is left to the plan.
+
+    Attributes:
+      layout: a layout's name, or "auto".
+      max_model_len, max_num_seqs: of generating; scoring keeps no cache.
+    """
+
+    config: ModelConfig
+    devices: list[Any]
+    dtype: str
+    layout: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    workload: Literal["generate", "score"] = "generate"
+
+    def laid_out(self) -> Layout:
+        return make_layout(self.layout, self.devices, self.config.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -41,84 +62,87 @@ class Plan:
     memory: int | None
 
     @property
+    def nbytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.working_bytes
+
+    @property
     def fits(self) -> bool:
-        return self.memory is None or self.weight_bytes + self.cache_bytes + self.working_bytes <= USABLE * self.memory
+        return self.memory is None or self.nbytes <= USABLE * self.memory
 
 
-def make_plan(
-    config: ModelConfig,
-    layout: Layout,
-    dtype: str,
-    max_model_len: int | None = None,
-    max_num_seqs: int | None = None,
-    workload: str = "generate",
-) -> Plan:
-    """Fill in what the user left open, as much as fits; raises DoesNotFitError when nothing, or what they asked for, does not."""
-    memory = device_memory(layout.mesh.devices.flat[0])
-    weights = weight_bytes(config, layout, dtype)
-    lengths = [max_model_len] if max_model_len else _halves(config.max_position)
-    row_choices = [max_num_seqs] if max_num_seqs else ROWS
-    for length in lengths:
-        for rows in row_choices:
-            cache = cache_bytes(config, layout, dtype, rows, length)
-            working = score_bytes(config, layout, dtype) if workload == "score" else 2 * cache // config.num_layers
-            plan = Plan(layout, dtype, length, rows, weights, cache, working, memory)
-            if plan.fits:
-                return plan
-    raise DoesNotFitError(_refusal(plan))
+def find_plan(run: Run) -> Plan:
+    """Fill in what is left open, as much as fits; what is least where nothing does.
 
-
-def plan_layout(
-    name: str,
-    config: ModelConfig,
-    devices: list[Any],
-    dtype: str,
-    max_model_len: int | None,
-    max_num_seqs: int | None,
-    workload: str = "generate",
-) -> Plan:
-    """`make_plan` on the layout `name`, or, of "auto", on the fastest that fits.
-
-    Generating reads all weights for every token: they are split. For scoring, full steps of every layout are compared by their
-    roofline; on hardware that is not known here the first that fits is taken, which moves the least.
+    "auto" is the fastest layout that fits: of generating by the time of one sequence's next token, of scoring by that of full
+    steps. On hardware that is not known here generating takes "tensor", and scoring the first that fits, which moves the least.
     """
-
-    def plan(name: str) -> Plan:
-        layout = make_layout(name, devices, config.hidden_size)
-        return make_plan(config, layout, dtype, max_model_len, max_num_seqs, workload)
-
-    if name != "auto" or workload != "score":
-        return plan("tensor" if name == "auto" else name)
-    names = scoring_layouts(len(devices))
-    fitting = []
-    for choice in names:
-        with contextlib.suppress(DoesNotFitError):
-            fitting.append(plan(choice))
-    known = hardware(devices[0])
+    if run.layout != "auto":
+        return _sized(run)
+    rates = hardware(run.devices[0])
+    names = layouts(len(run.devices))
+    if run.workload == "generate":
+        names = names[::-1] if rates else ["tensor"]
+    plans = [_sized(replace(run, layout=name)) for name in names]
+    fitting = [plan for plan in plans if plan.fits]
     if not fitting:
-        return plan(names[-1])  # says what is missing
-    if known is None:
+        return min(plans, key=lambda plan: plan.nbytes)
+    if rates is None:
         return fitting[0]
-    tokens = row_length(fitting[0].layout.platform)
-    return min(fitting, key=lambda plan: seconds_per_token(config, plan.layout, dtype, known, tokens))
+
+    def seconds(plan: Plan) -> float:
+        if run.workload == "generate":
+            return decode_step(run.config, plan.layout, run.dtype, rates, 1, min(CONTEXT, plan.max_model_len)).total
+        return seconds_per_token(run.config, plan.layout, run.dtype, rates, row_length(plan.layout.platform))
+
+    return min(fitting, key=seconds)
 
 
-def scoring_layouts(devices: int) -> list[str]:
-    """Layouts over so many devices, those that exchange less first."""
+def layouts(devices: int) -> list[str]:
+    """Those over so many devices, the ones that exchange less first; over one device all are the same."""
+    if devices == 1:
+        return ["tensor"]
     mixed = [(data, devices // data) for data in range(devices - 1, 1, -1) if devices % data == 0]
     kinds = [f"{kind}-{data}x{model}" for kind in ("replicated", "gathered") for data, model in mixed]
     return ["replicated", "gathered", *kinds, "tensor"]
 
 
+def _sized(run: Run) -> Plan:
+    """The most sequences, and of the longest contexts first, that fit."""
+    layout = run.laid_out()
+    memory = device_memory(layout.mesh.devices.flat[0])
+    weights = weight_bytes(run.config, layout, run.dtype)
+    lengths = [run.max_model_len] if run.max_model_len else _halves(run.config.max_position)
+    row_choices = [run.max_num_seqs] if run.max_num_seqs else ROWS
+    for length in lengths:
+        for rows in row_choices:
+            cache, working = 0, score_bytes(run.config, layout, run.dtype)
+            if run.workload == "generate":
+                cache = cache_bytes(run.config, layout, run.dtype, rows, length)
+                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * cache // run.config.num_layers
+            plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory)
+            if plan.fits:
+                return plan
+    return plan
+
+
 def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
     """Bytes of parameters on each device, padding included."""
-    total = 0
-    for leaf in Steps(config, layout, dtype).abstract_params():
-        size = leaf.dtype.itemsize
-        for n in leaf.sharding.shard_shape(leaf.shape):
-            size *= n
-        total += size
-    return total
+    return _weight_bytes(config, layout.data, layout.model, layout.gathered, layout.embed_divides, dtype)
+
+
+@lru_cache(maxsize=256)
+def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, embed_divides: bool, dtype: str) -> int:
+    """Kept: a plan asks for the same ones again and again, and on many devices of one kind or another."""
+    layout = Layout("", AbstractMesh((data, model), ("data", "model")), gathered, embed_divides)  # type: ignore[arg-type]
+
+    def of(layers: int) -> int:
+        state = nnx.to_flat_state(nnx.state(Decoder(replace(config, num_layers=layers), layout, dtype), nnx.Param))
+        leaves = [(v.get_value(), v.get_metadata()["axes"]) for _, v in state]
+        return sum(math.prod(layout.stored(axes, x.shape).shard_shape(x.shape)) * x.dtype.itemsize for x, axes in leaves)
+
+    # All layers take a tenth of a second to declare. They are alike.
+    one, two = of(1), of(2)
+    return one + (config.num_layers - 1) * (two - one)
 
 
 def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
@@ -126,21 +150,40 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
     shapes = kv.abstract(config, layout, round_up(rows, layout.data), cache_length(length, kv.BLOCK), kept)
-    k = shapes[0].keys
-    elements = 1
-    for n in k.sharding.shard_shape(k.shape):
-        elements *= n
-    return 2 * len(shapes) * elements * jnp.dtype(kept).itemsize
+    layer = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shapes[0])
+    return len(shapes) * layer
+
+
+def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
+    """About what a step of generating needs on each device beside weights and cache: the larger of prefill and decode."""
+    size, chunk = jnp.dtype(dtype).itemsize, min(MAX_CHUNK, length)
+    tokens = chunk * 4 * config.intermediate_size // layout.model
+    if layout.platform != "cpu":  # there attention goes over blocks of the cache, elsewhere over all of it at once
+        tokens += chunk * length * config.num_heads * (4 + size) // layout.model
+    logits = 3 * rows * config.vocab_size * 4  # as they come, and what sampling makes of them
+    return gathered_bytes(config, layout, dtype) + max(tokens, logits)
 
 
 def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
-    """About what a scoring step needs on each device: an ffn's float32 inputs, residuals, and the weights gathered meanwhile."""
-    tokens = row_length(layout.mesh.devices.flat[0].platform)
-    activations = tokens * (8 * config.intermediate_size // layout.model + 8 * config.hidden_size)
+    """About what a scoring step needs on each device: an ffn's activations, residuals, and the weights gathered meanwhile."""
+    # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
+    ffn = 9 if layout.capability < AMPERE else 4
+    activations = row_length(layout.platform) * (ffn * config.intermediate_size // layout.model + 6 * config.hidden_size)
     if not layout.gathered:
         return activations
-    widest = 2 * config.intermediate_size + config.vocab_size
+    widest = max(2 * config.intermediate_size, config.vocab_size)
     return activations + widest * config.hidden_size * jnp.dtype(dtype).itemsize // layout.model
+
+
+def gathered_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
+    """Of weights that a step of generating holds whole: two layers and the tables; before Hopper one matrix at a time."""
+    if not layout.gathered:
+        return 0
+    table = config.vocab_size * config.hidden_size
+    weights = 2 * config.layer_params + (1 if config.tied_head else 2) * table
+    if layout.capability < HOPPER:
+        weights = max(table, config.hidden_size * config.intermediate_size)
+    return weights * jnp.dtype(dtype).itemsize // layout.model
 
 
 def _halves(length: int) -> list[int]:
@@ -149,26 +192,3 @@ def _halves(length: int) -> list[int]:
     while lengths[-1] > 1024:
         lengths.append(lengths[-1] // 2)
     return lengths
-
-
-def _refusal(plan: Plan) -> str:
-    gib = 1 << 30
-    assert plan.memory is not None
-    name = plan.layout.name
-    remedies = []
-    if plan.weight_bytes > USABLE * plan.memory:
-        if plan.dtype == "float32":
-            remedies.append("dtype='bfloat16' halves the weights")
-        if name.startswith("replicated"):
-            remedies.append("layout='tensor' or 'gathered' splits them over the devices")
-        remedies.append("use more devices")
-    else:
-        remedies.append(f"max_model_len below {plan.max_model_len}")
-        if plan.max_num_seqs > 1:
-            remedies.append(f"max_num_seqs below {plan.max_num_seqs}")
-        remedies.append("more devices")
-    return (
-        f"does not fit: layout {name} needs {plan.weight_bytes / gib:.2f} GiB of weights and {plan.cache_bytes / gib:.2f} GiB of "
-        f"cache ({plan.max_num_seqs} x {plan.max_model_len} tokens), beside {plan.working_bytes / gib:.2f} GiB to work with, on "
-        f"each device, which has {plan.memory / gib:.2f} GiB free; remedies: {'; '.join(remedies)}"
-    )

@@ -1,4 +1,4 @@
-"""How long a scoring step takes at the ceilings of the hardware: what `auto` compares layouts by and what a prediction says."""
+"""How long a step takes at the ceilings of the hardware: what `auto` compares layouts by and what a plan says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sharding.hardware import Hardware
 from sharding.layout import Layout
 
 REACHED = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
+MATRICES = 7  # of a layer: a gather each
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StepSeconds:
 
     Attributes:
       products: with weights, the LM head's among them.
-      attention: its products, and its scores' way to memory and back, in case no cache holds them.
+      attention: its products, and its scores' and the cache's way to memory and back.
       activations: between products, to memory and back.
       gathers: of weights, behind all of the above.
       reduces: of activations, behind nothing.
@@ -41,26 +42,66 @@ def score_step(
     config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int, width: int, scored: int
 ) -> StepSeconds:
     """A step of `tokens` on each part of the data axis, `scored` of them to the head, whose tiles see `width` tiles each."""
-    size = jnp.dtype(dtype).itemsize
-    flops = REACHED * (hardware.flops if size == 2 else hardware.float32_flops)
-    layers, d, n, data, model = config.num_layers, config.hidden_size, config.num_heads, layout.data, layout.model
-    heads = (n + 2 * config.num_kv_heads) * config.head_dim
-    keys = width * TILE
-    table = config.vocab_size * d
-    # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
-    between = (heads + 2 * config.intermediate_size + 2 * d) * (4 + size) / model + 8 * d * size
-    scores = n * keys / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
-    moved = (layers * config.layer_params + (1 if config.tied_head else 2) * table) * size / model
-    return StepSeconds(
-        products=2 * (layers * config.layer_params * tokens + table * scored) / model / flops,
-        attention=layers * tokens * (4 * n * config.head_dim * keys / model / flops + scores / hardware.bandwidth),
-        activations=layers * tokens * between / hardware.bandwidth,
-        gathers=moved * (data - 1) / data / hardware.link if layout.gathered else 0.0,
-        reduces=2 * layers * 2 * (model - 1) / model * tokens * d * size / hardware.link,
-    )
+    return _Step(config, layout, dtype, hardware).seconds(tokens, scored, width * TILE, cached=0)
+
+
+def prefill_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> StepSeconds:
+    """The first `tokens` of a prompt on each part of the data axis."""
+    return _Step(config, layout, dtype, hardware).seconds(tokens, 1, tokens, cached=tokens)
+
+
+def decode_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, rows: int, context: int) -> StepSeconds:
+    """A token for each of `rows` on each part of the data axis, all with `context` positions in the cache."""
+    return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context)
 
 
 def seconds_per_token(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> float:
-    """Of full steps, all devices together."""
+    """Of full steps of scoring, all devices together."""
     typical = {"width": 4, "scored": tokens // 2}
     return score_step(config, layout, dtype, hardware, tokens, **typical).total / (tokens * layout.data)
+
+
+class _Step:
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
+        self.config, self.layout, self.hardware = config, layout, hardware
+        self.size = jnp.dtype(dtype).itemsize
+        self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
+
+    def seconds(self, tokens: int, scored: int, keys: int, cached: int) -> StepSeconds:
+        """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache."""
+        config, model, size, hardware = self.config, self.layout.model, self.size, self.hardware
+        layers, d, n = config.num_layers, config.hidden_size, config.num_heads
+        table = config.vocab_size * d
+        heads = (n + 2 * config.num_kv_heads) * config.head_dim
+        # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
+        between = (heads + 2 * config.intermediate_size + 2 * d) * (4 + size) / model + 8 * d * size
+        scores = n * keys / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
+        read = cached * config.kv_bytes_per_token(size) / model
+        return StepSeconds(
+            products=(layers * self._product(config.layer_params, tokens) + self._product(table, scored)) / model,
+            attention=layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
+            + read / hardware.bandwidth,
+            activations=layers * tokens * between / hardware.bandwidth,
+            gathers=self._gathers(),
+            reduces=self._reduces(tokens),
+        )
+
+    def _product(self, weights: int, rows: int) -> float:
+        """Of a matrix: it is read, and each number multiplied for each row."""
+        return max(weights * self.size / self.hardware.bandwidth, 2 * weights * rows / self.flops)
+
+    def _gathers(self) -> float:
+        config, data = self.config, self.layout.data
+        if not self.layout.gathered or data == 1:
+            return 0.0
+        tables = (1 if config.tied_head else 2) * config.vocab_size * config.hidden_size
+        moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model
+        return moved * (data - 1) / data / self.hardware.link + MATRICES * config.num_layers * self.hardware.hop
+
+    def _reduces(self, tokens: int) -> float:
+        """Two all-reduces a layer, and the embedding's."""
+        config, model, hardware = self.config, self.layout.model, self.hardware
+        if model == 1:
+            return 0.0
+        moved = 2 * (model - 1) / model * tokens * config.hidden_size * self.size
+        return (2 * config.num_layers + 1) * (hardware.hop + moved / hardware.link)

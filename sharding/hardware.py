@@ -121,5 +121,8 @@ def absent_devices(target: str) -> list[AbsentDevice]:
     count = int(match[1] or 1) if match else 0
     if match is None or not 1 <= count <= MOST:
         raise ValueError(f"target {target!r}: name a count from 1 to {MOST} and a device, such as 4xH100")
-    rates = named(match[2])
-    return [AbsentDevice(i, rates) for i in range(count)]
+    return absent(named(match[2]), count)
+
+
+def absent(hardware: Hardware, count: int) -> list[AbsentDevice]:
+    return [AbsentDevice(i, hardware) for i in range(count)]

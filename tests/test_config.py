@@ -47,8 +47,12 @@ def read(**changes: Any) -> ModelConfig:
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    ours, theirs = read_hf({"model_type": "llama"}, "config.json")[1], LlamaConfig()
-    assert ours == _translate(theirs)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {name: getattr(LlamaConfig(), name) for name in names}
+    assert read_hf({"model_type": "llama", **sizes}, "config.json")[1] == _translate(LlamaConfig())
+    for name in sizes:
+        with pytest.raises(CheckpointError, match=f"`{name}` is"):
+            read_hf({"model_type": "llama", **sizes, name: None}, "config.json")
 
 
 @pytest.mark.parametrize(

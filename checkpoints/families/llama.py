@@ -42,19 +42,22 @@ RULES = Rules(
 
 
 def read_config(values: dict[str, Any], where: str) -> ModelConfig:
-    """config.json -> ModelConfig. Absent keys have transformers' defaults; raises CheckpointError naming the key."""
+    """config.json -> ModelConfig. Raises CheckpointError naming a key.
+
+    Absent keys have transformers' defaults, but for the sizes that it always writes: without them a plan would be of LLaMA-7B.
+    """
     reader = ConfigReader(values, where)
     read_common(reader)
     reader.default("is_llama_config", True)
     reader.default("rope_interleaved", False)
     reader.ignore("pretraining_tp")  # splits the products of training differently; the sums are the same
-    hidden, heads = reader.size("hidden_size", 4096), reader.size("num_attention_heads", 32)
+    hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     max_position = reader.size("max_position_embeddings", 2048)
     config = ModelConfig(
-        vocab_size=reader.size("vocab_size", 32000),
+        vocab_size=reader.size("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=reader.size("intermediate_size", 11008),
-        num_layers=reader.size("num_hidden_layers", 32),
+        intermediate_size=reader.size("intermediate_size"),
+        num_layers=reader.size("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=reader.size("num_key_value_heads", heads),
         head_dim=reader.size("head_dim", hidden // heads),

@@ -1,0 +1,127 @@
+"""`jaxllm plan MODEL --on 4xH100`: what a model would cost on devices that need not be there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from checkpoints.checkpoint import read_config
+from checkpoints.hub import resolve_config
+from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
+from jaxllm.plan import CONTEXT, Plan, Run, find_plan
+from jaxllm.remedies import remedies
+from sharding.hardware import AbsentDevice, absent_devices
+from sharding.layout import AMPERE
+
+GIB = 1 << 30
+WORKLOADS: tuple[Literal["generate", "score"], ...] = ("generate", "score")
+MODEL_HELP = f"folder, .gguf file, hub id, smollm2-135m, or a shape: {', '.join(sorted(PRESETS))}"
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line's subparsers."""
+    plan = commands.add_parser(
+        "plan",
+        help="what a model would cost on some devices",
+        description="What each layout of a model would cost on some devices, from its config alone. They need not be there.",
+    )
+    plan.add_argument("model", help=MODEL_HELP)
+    plan.add_argument("--on", default="4xH100", metavar="4xH100", help="a count and a device (default: 4xH100)")
+    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    plan.add_argument("--json", action="store_true", help="print one JSON document")
+    plan.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    config = config_of(args.model)
+    devices = absent_devices(args.on)
+    dtype = args.dtype or _dtype(config, devices)
+    found = estimates(config, devices, dtype, devices[0].hardware)
+    advice = [advise(Run(config, devices, dtype, workload=workload)) for workload in WORKLOADS]
+    if args.json:
+        document = {"model": args.model, "on": args.on, "hardware": asdict(devices[0].hardware), "dtype": dtype}
+        document |= {"layouts": [one.as_json() for one in found], "auto": {one.workload: one.as_json() for one in advice}}
+        print(json.dumps(document))
+    else:
+        print("\n".join([head(args.model, config, dtype, devices), "", *table(found, config), "", *map(str, advice)]))
+    return 0 if all(one.plan.fits for one in advice) else 1
+
+
+def config_of(model: str) -> ModelConfig:
+    """Of a checkpoint or a published shape; no weight is read, and none fetched where the hub has a config.json."""
+    path = Path(model).expanduser()
+    if model in PRESETS and not path.exists():
+        return PRESETS[model]
+    return read_config(resolve_config(model))
+
+
+def _dtype(config: ModelConfig, devices: list[AbsentDevice]) -> str:
+    """The checkpoint's; GPUs before Ampere have no bfloat16."""
+    old = devices[0].platform == "gpu" and float(devices[0].compute_capability or 0) < AMPERE
+    return "float16" if old and config.dtype == "bfloat16" else config.dtype
+
+
+@dataclass(frozen=True)
+class Advice:
+    """For one workload: what `auto` takes, and where that does not fit, what would make it fit."""
+
+    workload: str
+    plan: Plan
+    remedies: list[str]
+
+    def __str__(self) -> str:
+        plan = self.plan
+        if not self.remedies and plan.fits:
+            sizes = f", {plan.max_num_seqs} sequences of {plan.max_model_len} tokens" if self.workload == "generate" else ""
+            return f"to {self.workload}, auto takes {plan.layout.name}{sizes}"
+        remedies = "; ".join(self.remedies) or "a smaller model"
+        return f"to {self.workload} does not fit: {plan.nbytes / GIB:.1f} GiB a device at least; what would: {remedies}"
+
+    def as_json(self) -> dict[str, Any]:
+        plan = self.plan
+        return {"layout": plan.layout.name, "fits": plan.fits, "max_model_len": plan.max_model_len,
+                "max_num_seqs": plan.max_num_seqs, "nbytes": plan.nbytes, "remedies": self.remedies}  # fmt: skip
+
+
+def advise(run: Run) -> Advice:
+    plan = find_plan(run)
+    return Advice(run.workload, plan, [] if plan.fits else [text for text, _ in remedies(run, plan)])
+
+
+def head(name: str, config: ModelConfig, dtype: str, devices: list[AbsentDevice]) -> str:
+    """The model and the devices, in a line."""
+    size, rates = jnp.dtype(dtype).itemsize, devices[0].hardware
+    return (
+        f"{name}: {config.num_params / 1e9:.2f} B parameters in {dtype}, {config.kv_bytes_per_token(size) / 1024:.0f} KiB of "
+        f"cache a token; {len(devices)} x {rates.name} of {rates.memory / GIB:.1f} GiB"
+    )
+
+
+def table(found: list[Estimate], config: ModelConfig) -> list[str]:
+    """A line for each layout."""
+    batches = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
+    lines = [
+        f"{'':16}{'GiB a device':^34}{'at most':^20}{'tokens/s':^30}{'seconds':^22}",
+        f"{'layout':16}{'weights':>8}{'sequence':>9}{'step':>8}{'scoring':>9}{'sequences':>11}{'tokens':>9} {batches}"
+        f"{'prompt':>10}{'HellaSwag':>11}",
+    ]
+    for one in found:
+        gib = (one.weight_bytes, one.cache_bytes, one.generate_bytes, one.score_bytes)
+        line = f"{one.layout:16}" + "".join(f"{n / GIB:{w}.2f}" for n, w in zip(gib, (8, 9, 8, 9), strict=True))
+        line += f"{one.sequences or '-':>11}{one.longest or '-':>9} "
+        line += " ".join(f"{step.tokens_per_second:9.0f}" if step.fits else f"{'-':>9}" for step in one.steps)
+        line += f"{one.first_token:10.2g}" if one.fits and one.first_token else f"{'-':>10}"
+        line += f"{one.hellaswag:11.3g}" if one.scores and one.hellaswag else f"{'-':>11}"
+        lines.append(line)
+    return [
+        *lines,
+        f"A sequence is as long as the model allows, {config.max_position} tokens; tokens/s have "
+        f"{min(CONTEXT, config.max_position)} in the cache, a prompt {min(PROMPT, config.max_position)}.",
+        "Bytes of weights and cache are exact, those of a step about right; times are by the devices' data sheets, not measured.",
+    ]

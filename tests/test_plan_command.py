@@ -1,0 +1,69 @@
+"""`jaxllm plan`: what it prints, as a table and as JSON, from a config alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import CONFIG
+
+from jaxllm.cli import main
+from jaxllm.config import PRESETS
+
+
+def test_the_challenge(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-30b", "--on", "4xV100-32GB"]) == 0
+    head, *rest = capsys.readouterr().out.splitlines()
+    assert head == "llama-30b: 32.53 B parameters in float16, 1560 KiB of cache a token; 4 x V100-32GB of 31.7 GiB"
+    rows = {line.split()[0]: line.split()[1:] for line in rest if line[:1].islower()}
+    weights, sequence = rows["tensor"][:2]
+    assert (weights, sequence) == ("15.15", "0.76")
+    assert rows["replicated"][4:] == ["-"] * 7  # it does not fit: no times
+    assert "-" not in rows["gathered"][:8]
+    assert rest[-2].startswith("to generate, auto takes tensor, 16 sequences of 2048 tokens")
+    assert rest[-1] == "to score, auto takes gathered"
+
+
+def test_what_does_not_fit_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-30b", "--on", "2x RTX 4090"]) == 1
+    generate, score = capsys.readouterr().out.splitlines()[-2:]
+    assert generate.startswith("to generate does not fit: ")
+    assert score.startswith("to score does not fit: ")
+    assert "what would: 4 such devices; 2 x A100-40GB" in generate
+
+
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-7b", "--on", "2xH100", "--dtype", "bfloat16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["dtype"], found["hardware"]["name"]) == ("bfloat16", "H100")
+    layouts = {one["layout"]: one for one in found["layouts"]}
+    assert set(layouts) == {"replicated", "gathered", "tensor"}
+    assert layouts["replicated"]["weight_bytes"] == 2 * PRESETS["llama-7b"].num_params
+    assert [step["batch"] for step in layouts["tensor"]["steps"]] == [1, 8, 64]
+    assert all(step["tokens_per_second"] > 0 for step in layouts["tensor"]["steps"])
+    assert found["auto"]["generate"]["layout"] == "tensor"
+    assert found["auto"]["score"]["fits"]
+
+
+def test_a_config_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "bfloat16"}))
+    assert main(["plan", str(tmp_path), "--on", "V100"]) == 0
+    assert "parameters in float16" in capsys.readouterr().out  # a V100 has no bfloat16
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "message"),
+    [
+        ("llama-30b", "4xH1000", "unknown hardware 'H1000'; there are V100-32GB"),
+        ("llama-30b", "0xH100", "name a count from 1 to 64"),
+        ("./nothing", "H100", "does not exist; give a folder"),
+        ("{folder}", "H100", "config.json: `hidden_size` is missing; add it"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, on: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}))
+    assert main(["plan", model.format(folder=tmp_path), "--on", on]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("jaxllm: ") and error.count("\n") == 1
+    assert message in error
