@@ -9,7 +9,7 @@ import jax
 
 from bench.machine import copy_bandwidth, matmul_rate
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.hub import cache_dir, resolve
+from checkpoints.hub import compiled_dir, resolve
 from checkpoints.load import load, random_leaves
 from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.config import PRESETS, ModelConfig
@@ -42,7 +42,7 @@ class Subject:
     def __init__(self, args: argparse.Namespace, max_model_len: int, max_num_seqs: int):
         if args.virtual_devices:
             virtual_cpu_devices(args.virtual_devices)
-        use_compilation_cache(cache_dir().parent / "compiled")
+        use_compilation_cache(compiled_dir())
         devices = pick_devices(args.devices)
         self.path = None if args.config else resolve(args.model or "smollm2-135m")
         self.name = args.config or args.model or "smollm2-135m"

@@ -50,6 +50,11 @@ def cache_dir() -> Path:
     return root / "jaxllm" / "models"
 
 
+def compiled_dir() -> Path:
+    """Where compiled programs are kept, beside the models."""
+    return cache_dir().parent / "compiled"
+
+
 def resolve_config(name: str | Path) -> Path:
     """`resolve`, but of a model on the hub that is not here only config.json is fetched: a folder with it."""
     return resolve(name, patterns=("config.json",))

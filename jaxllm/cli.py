@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | score | convert | inspect | verify | plan | demo`: the library from a shell."""
+"""`jaxllm generate | chat | score | convert | inspect | verify | plan | cache | demo`: the library from a shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxllm import checkpoint_commands, plan_command, score_command
+from jaxllm import cache_command, checkpoint_commands, plan_command, score_command
 from jaxllm.llm import LLM, Progress
 from jaxllm.requests import SamplingParams
 from sharding.layout import NAMES
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=lambda args: score_command.run(args, _load))
     checkpoint_commands.add(commands)
     plan_command.add(commands)
+    cache_command.add(commands)
     return parser
 
 

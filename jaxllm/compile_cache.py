@@ -6,9 +6,11 @@ renews. Here an entry appears whole, and one that is broken all the same is remo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax._src import compilation_cache, lru_cache  # jax has no public way to say how entries are kept
@@ -26,6 +28,41 @@ def use_compilation_cache(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.LRUCache = WholeEntries  # type: ignore[attr-defined]  # where jax makes its cache, at the first compilation
+
+
+def folder_in_use(default: Path) -> Path:
+    """The user's own folder, of JAX_COMPILATION_CACHE_DIR, or the default one."""
+    return Path(jax.config.values["jax_compilation_cache_dir"] or default)
+
+
+class Entry(NamedTuple):
+    """A compiled program on the disk: the function's name, its bytes, when it was compiled, in seconds since 1970."""
+
+    file: Path
+    name: str
+    nbytes: int
+    compiled: float
+
+
+def entries(folder: Path) -> list[Entry]:
+    """The programs in a folder, the newest first; none where there is no such folder."""
+    found = []
+    for file in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # another process may clear it
+            stat = file.stat()
+            name = file.name.removesuffix(SUFFIX).rpartition("-")[0]
+            found.append(Entry(file, name, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda entry: -entry.compiled)
+
+
+def clear(folder: Path) -> list[Entry]:
+    """Remove the programs in a folder, and nothing else that is there. A process that runs has its own in memory."""
+    found = entries(folder)
+    for entry in found:
+        entry.file.unlink(missing_ok=True)
+    for left in (*folder.glob("*-atime"), *folder.glob("*.new")):
+        left.unlink(missing_ok=True)
+    return found
 
 
 class WholeEntries(lru_cache.LRUCache):

@@ -18,7 +18,7 @@ import numpy as np
 from checkpoints.arrays import of_arrays
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, plan
-from checkpoints.hub import cache_dir, resolve
+from checkpoints.hub import compiled_dir, resolve
 from checkpoints.load import load
 from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.compiling import COUNTER
@@ -84,7 +84,7 @@ class LLM:
     ):
         started = time.perf_counter()
         progress = progress or Progress()
-        use_compilation_cache(cache_dir().parent / "compiled")
+        use_compilation_cache(compiled_dir())
         self.checkpoint = open_checkpoint(resolve(model, progress.say))
         self.config: ModelConfig = self.checkpoint.config
         self.seed = seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from checkpoints.checkpoint import read_config
 from checkpoints.hub import resolve_config
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
-from jaxllm.plan import CONTEXT, Plan, Run, find_plan
+from jaxllm.plan import CONTEXT, USABLE, Plan, Run, find_plan
 from jaxllm.remedies import remedies
+from jaxllm.requests import RequestError
 from sharding.hardware import AbsentDevice, absent_devices
 from sharding.layout import AMPERE
 
@@ -35,10 +37,13 @@ def add(commands: Any) -> None:
     plan.add_argument("--on", default="4xH100", metavar="4xH100", help="a count and a device (default: 4xH100)")
     plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
     plan.add_argument("--json", action="store_true", help="print one JSON document")
+    plan.add_argument("--plot", type=Path, metavar="PNG", help="draw memory and seconds a token by layout")
     plan.set_defaults(run=run_plan)
 
 
 def run_plan(args: argparse.Namespace) -> int:
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     config = config_of(args.model)
     devices = absent_devices(args.on)
     dtype = args.dtype or _dtype(config, devices)
@@ -50,6 +55,8 @@ def run_plan(args: argparse.Namespace) -> int:
         print(json.dumps(document))
     else:
         print("\n".join([head(args.model, config, dtype, devices), "", *table(found, config), "", *map(str, advice)]))
+    if args.plot:
+        plot(args.plot, head(args.model, config, dtype, devices), found, devices[0].hardware.memory)
     return 0 if all(one.plan.fits for one in advice) else 1
 
 
@@ -125,3 +132,40 @@ def table(found: list[Estimate], config: ModelConfig) -> list[str]:
         f"{min(CONTEXT, config.max_position)} in the cache, a prompt {min(PROMPT, config.max_position)}.",
         "Bytes of weights and cache are exact, those of a step about right; times are by the devices' data sheets, not measured.",
     ]
+
+
+def plot(path: Path, title: str, found: list[Estimate], memory: int) -> None:
+    """Bytes of a device, and seconds of a step of decoding, by layout, as a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [one.layout for one in found]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.5 + 0.5 * len(found)), layout="constrained", sharey=True)
+    parts = {
+        "weights": [one.weight_bytes for one in found],
+        "cache of one sequence": [one.cache_bytes for one in found],
+        "a step, generating or scoring": [max(one.generate_bytes, one.score_bytes) for one in found],
+    }
+    begin = [0.0] * len(found)
+    for label, nbytes in parts.items():
+        gib = [n / GIB for n in nbytes]
+        left.barh(names, gib, left=begin, label=label)
+        begin = [a + b for a, b in zip(begin, gib, strict=True)]
+    left.axvline(USABLE * memory / GIB, color="black", linestyle="--", label="what a device has")
+    left.set(xlabel="GiB a device")
+    left.invert_yaxis()
+    height = 0.8 / len(BATCHES)
+    for i, batch in enumerate(BATCHES):
+        at = [row + (i - (len(BATCHES) - 1) / 2) * height for row in range(len(found))]
+        milliseconds = [1e3 * one.steps[i].seconds if one.steps[i].fits else 0.0 for one in found]
+        bars = right.barh(at, milliseconds, height, label=f"batch {batch}")
+        right.bar_label(bars, [f"{ms:.3g}" if ms else "" for ms in milliseconds], padding=3, fontsize="small")
+    right.set(xlabel="ms a step of decoding, where it fits")
+    right.margins(x=0.1)
+    for axes in (left, right):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "jaxllm.llm": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.checkpoint_commands": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.cache_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.plan_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
     "bench": PACKAGES,

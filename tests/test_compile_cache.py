@@ -39,6 +39,13 @@ def start(folder: Path, xdg: Path, **environment: str) -> dict[str, Any]:
     return result
 
 
+def cache_command(xdg: Path, *options: str) -> str:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}
+    command = [sys.executable, "-m", "jaxllm.cli", "cache", *options]
+    env |= {"XDG_CACHE_HOME": str(xdg), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=xdg).stdout
+
+
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "model", max_position_embeddings=512)
@@ -53,6 +60,14 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         entry.write_bytes(entry.read_bytes()[:-9])
     assert start(folder, tmp_path)["misses"] == cold["misses"]
     assert start(folder, tmp_path)["misses"] == 0
+    folder_of_programs = tmp_path / "jaxllm" / "compiled"
+    (folder_of_programs / "notes.txt").write_text("mine")
+    listed, cleared, empty = (cache_command(tmp_path, *options) for options in ([], ["--clear"], []))
+    first = f"{folder_of_programs}: {cold['misses']} programs, "
+    assert listed.startswith(first) and cleared.startswith(first) and ", removed" in cleared
+    assert "jit__decode " in listed and "jit__prefill " in listed
+    assert empty == f"{folder_of_programs}: 0 programs, 0.0 MB\n"
+    assert os.listdir(folder_of_programs) == ["notes.txt"]
     # A folder that the user has chosen is kept to.
     elsewhere = start(folder, tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert elsewhere["misses"] == cold["misses"] == len(list((tmp_path / "own").glob("*-cache")))

@@ -67,3 +67,9 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     error = capsys.readouterr().err
     assert error.startswith("jaxllm: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["plan", "llama-30b", "--on", "4xV100", "--plot", str(tmp_path / "plan.png")]) == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
