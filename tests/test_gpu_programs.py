@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import jax
-import numpy as np
 import pytest
 
-from jaxllm import cache as kv
-from jaxllm.batch import DecodeBatch, SamplingBatch
+from jaxllm import programs
 from jaxllm.config import PRESETS
-from jaxllm.score import Scorer
 from jaxllm.steps import Steps
 from sharding.hardware import hardware
 from sharding.hlo import Program, analyse
 from sharding.layout import Layout, make_layout
-from sharding.targets import compile_for_cuda, target_devices
+from sharding.targets import target_devices
 
 CONFIG = PRESETS["llama-30b"]
 CONTEXT = 2048
@@ -33,17 +29,9 @@ def laid_out(kind: str, layout_name: str) -> Layout:
 
 
 def decode_program(kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers) -> tuple[Program, Layout]:
-    config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
-    steps = Steps(config, layout, dtype)
-
-    def abstract(x: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(("rows",) if x.ndim else ()))
-
-    ints = np.zeros(rows, np.int32)
-    sampling = SamplingBatch(ints, np.zeros((rows, 8), np.int32))
-    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, sampling, np.array(8, np.int32), np.array(False))
-    cache = kv.abstract(config, layout, rows, CONTEXT, dtype)
-    return analyse(compile_for_cuda(steps.decode, steps.abstract_params(), cache, jax.tree.map(abstract, batch))), layout
+    layout = laid_out(kind, layout_name)
+    steps = Steps(replace(CONFIG, num_layers=layers), layout, dtype)
+    return analyse(programs.decode(steps, rows, CONTEXT).compile()), layout
 
 
 def cache_bytes(layout: Layout, rows: int) -> int:
@@ -82,9 +70,7 @@ def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
 
 def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> Program:
     config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
-    steps = Steps(config, layout, dtype)
-    batch = Scorer(steps, list, ROW).abstract_batch(ROW, ROW)
-    return analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, width=width))
+    return analyse(programs.score(Steps(config, layout, dtype), ROW, width).compile())
 
 
 ROW = 16384  # tokens of a step on each device

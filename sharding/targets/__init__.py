@@ -1,9 +1,9 @@
-"""GPUs to compile for on a machine that has none.
+"""GPUs and TPUs to compile for on a machine that has none.
 
-The name of a GPU and a count go in; devices for a `Mesh` come out, which compile and do not run. XLA's CUDA compiler
+The name of a device and a count go in; devices for a `Mesh` come out, which compile and do not run. XLA's CUDA compiler
 comes with jax's CUDA plugin and needs neither a GPU nor the CUDA libraries, only a description of the GPU: a
 GpuTargetConfigProto in text form, one file a GPU beside this module. XLA keeps more of them in its repository under
-`xla/tools/hlo_opt/gpu_specs`.
+`xla/tools/hlo_opt/gpu_specs`. The TPUs' compiler is libtpu, which knows them all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled, Wrapped
 
+from sharding.hardware import named
+
+INSTALL_TPU = 'pip install "jaxllm[tpu]"'
+# How libtpu calls so many TPUs, in a square or a box.
+SLICES = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+BOXES = {1: "1x1x1", 2: "1x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}  # of v5p
+
 INSTALL = 'pip install "jaxllm[aot]"'
 CUDA = ("12", "13")
 
@@ -31,17 +38,20 @@ def target_kinds() -> list[str]:
 
 
 def target_devices(kind: str, count: int) -> list[jax.Device]:
-    """`count` GPUs of one machine, described and not there. The process's own devices stay what they are.
+    """`count` devices of one machine, described and not there. The process's own devices stay what they are.
 
-    Raises ValueError for an unknown kind or a count below one, and RuntimeError where the CUDA plugin is missing, or is
-    of another version than jaxlib.
+    Raises ValueError for an unknown kind, however spelt, one that there is no description of, or a count that cannot be, and
+    RuntimeError where the compiler is missing, or is of another version than jaxlib.
     """
-    if kind not in target_kinds():
-        raise ValueError(f"unknown GPU {kind!r}; there are {', '.join(target_kinds())}")
+    known = named(kind)
     if count < 1:
-        raise ValueError(f"count is the number of GPUs to compile for, at least 1, not {count}")
+        raise ValueError(f"count is the number of devices to compile for, at least 1, not {count}")
+    if known.platform == "tpu":
+        return _tpus(known.name.removeprefix("TPU-"), count)
+    if known.name.lower() not in target_kinds():
+        raise ValueError(f"no description of {known.name} to compile for; there are {', '.join(target_kinds())}, and TPUs")
     cuda = _plugin()
-    config = resources.files(__name__).joinpath(f"{kind}.txtpb").read_text()
+    config = resources.files(__name__).joinpath(f"{known.name.lower()}.txtpb").read_text()
     options: dict[str, Any] = {"platform": "cuda", "topology": f"1x1x{count}", "target_config": config}
     with _no_gpu_needed():
         try:
@@ -50,6 +60,27 @@ def target_devices(kind: str, count: int) -> list[jax.Device]:
             # jax has looked for plugins before, on its own account, and gave this one up for want of a GPU.
             importlib.import_module(f"jax_plugins.xla_cuda{cuda}").initialize()
             return list(topologies.get_topology_desc(**options).devices)
+
+
+def _tpus(kind: str, count: int) -> list[jax.Device]:
+    shapes = BOXES if kind == "v5p" else SLICES
+    if count not in shapes:
+        raise ValueError(f"{count} {kind} are no slice of TPUs; there are {', '.join(map(str, shapes))}")
+    if _version("libtpu") is None:
+        raise RuntimeError(f"compiling for a TPU needs libtpu: {INSTALL_TPU}")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shapes[count]}").devices)
+
+
+def compile_for(jitted: Wrapped, *args: Any, **kwargs: Any) -> Compiled:
+    """Compile for the devices of the arguments, which are ShapeDtypeStructs with shardings: those here, or described ones."""
+    device = next(iter(jax.tree.leaves((args, kwargs))[0].sharding.device_set))
+    if device in jax.local_devices(backend=None):
+        return jitted.lower(*args, **kwargs).compile()
+    if device.platform == "gpu":
+        return compile_for_cuda(jitted, *args, **kwargs)
+    with _no_persistent_cache():
+        return jitted.trace(*args, **kwargs).lower(lowering_platforms=(device.platform,)).compile()
 
 
 def compile_for_cuda(jitted: Wrapped, *args: Any, **kwargs: Any) -> Compiled:

@@ -1,0 +1,71 @@
+"""The steps' programs by shape, for compiling them without weights or requests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.stages import Compiled, Wrapped
+
+from jaxllm import cache as kv
+from jaxllm.batch import DecodeBatch, SamplingBatch, TokenBatch
+from jaxllm.engine import STOP_ID_WIDTH
+from jaxllm.score import Scorer
+from jaxllm.steps import MAX_STEPS, Steps
+from sharding.targets import compile_for
+
+
+class Program(NamedTuple):
+    """A jitted step and the shapes of what it is given."""
+
+    name: str
+    step: Wrapped
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+
+    def compile(self) -> Compiled:
+        return compile_for(self.step, *self.args, **self.static)
+
+
+def decode(steps: Steps, rows: int, length: int) -> Program:
+    """Greedy decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block."""
+    ints = np.zeros(rows, np.int32)
+    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _greedy(rows), np.int32(MAX_STEPS), np.bool_(False))
+    args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
+    return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
+
+
+def prefill(steps: Steps, tokens: int, rows: int, length: int) -> Program:
+    """A chunk of `tokens` of a prompt on each part of the data axis, into a cache of `rows` and `length`."""
+    data = steps.layout.data
+    ints = np.zeros(data, np.int32)
+    valid = None if data == 1 else np.zeros(data, bool)
+    batch = TokenBatch(np.zeros((data, tokens), np.int32), ints, ints, ints, valid)
+    rest = _abstract(steps, (batch, ints, _greedy(data)))
+    args = (steps.abstract_params(), _cache(steps, rows, length), *rest)
+    return Program(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
+
+
+def score(steps: Steps, tokens: int, width: int) -> Program:
+    """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `jaxllm.tree_attention`."""
+    batch = Scorer(steps, list, tokens).abstract_batch(tokens, tokens)
+    return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
+
+
+def _greedy(rows: int) -> SamplingBatch:
+    return SamplingBatch(np.zeros(rows, np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32))
+
+
+def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:
+    return kv.abstract(steps.config, steps.layout, rows, length, kv.cache_dtype(steps.dtype, steps.layout.platform))
+
+
+def _abstract(steps: Steps, tree: Any) -> Any:
+    """Shapes and shardings, rows split over the data axis."""
+    rows, whole = steps.layout.sharding(("rows",)), steps.layout.sharding(())
+
+    def one(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.ndim else whole)
+
+    return jax.tree.map(one, tree)
