@@ -5,23 +5,29 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from tqdm import tqdm
 
 from checkpoints.checkpoint import read_config
 from checkpoints.hub import resolve_config
+from jaxllm.compiled_report import CompiledStep, compiled_steps
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.plan import CONTEXT, USABLE, Plan, Run, find_plan
 from jaxllm.remedies import remedies
 from jaxllm.requests import RequestError
 from sharding.hardware import AbsentDevice, absent_devices
-from sharding.layout import AMPERE
+from sharding.layout import AMPERE, make_layout
+from sharding.targets import target_devices
 
 GIB = 1 << 30
+PROGRAMS = 4  # compiled of a layout
+MOST_COPIES = 3  # printed of a program
 WORKLOADS: tuple[Literal["generate", "score"], ...] = ("generate", "score")
 MODEL_HELP = f"folder, .gguf file, hub id, smollm2-135m, or a shape: {', '.join(sorted(PRESETS))}"
 
@@ -38,6 +44,8 @@ def add(commands: Any) -> None:
     plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
     plan.add_argument("--json", action="store_true", help="print one JSON document")
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw memory and seconds a token by layout")
+    plan.add_argument("--compile", action="store_true", help="compile the steps for these devices too, and read the programs")
+    plan.add_argument("--layout", action="append", help="with --compile: of this layout (default: what auto takes)")
     plan.set_defaults(run=run_plan)
 
 
@@ -49,15 +57,38 @@ def run_plan(args: argparse.Namespace) -> int:
     dtype = args.dtype or _dtype(config, devices)
     found = estimates(config, devices, dtype, devices[0].hardware)
     advice = [advise(Run(config, devices, dtype, workload=workload)) for workload in WORKLOADS]
+    compiled = compile_steps(args, config, dtype, advice) if args.compile else {}
     if args.json:
         document = {"model": args.model, "on": args.on, "hardware": asdict(devices[0].hardware), "dtype": dtype}
         document |= {"layouts": [one.as_json() for one in found], "auto": {one.workload: one.as_json() for one in advice}}
+        document |= {"compiled": {name: [step.as_json() for step in steps] for name, steps in compiled.items()}}
         print(json.dumps(document))
     else:
         print("\n".join([head(args.model, config, dtype, devices), "", *table(found, config), "", *map(str, advice)]))
+        for name, steps in compiled.items():
+            print("\n".join(["", *compiled_table(next(one for one in found if one.layout == name), steps)]))
     if args.plot:
         plot(args.plot, head(args.model, config, dtype, devices), found, devices[0].hardware.memory)
     return 0 if all(one.plan.fits for one in advice) else 1
+
+
+def compile_steps(
+    args: argparse.Namespace, config: ModelConfig, dtype: str, advice: list[Advice]
+) -> dict[str, list[CompiledStep]]:
+    """The steps of each layout that is asked for, compiled for the devices."""
+    names = args.layout or dict.fromkeys(one.plan.layout.name for one in advice)
+    count = len(absent_devices(args.on))
+    devices = target_devices(absent_devices(args.on)[0].hardware.name, count)
+    found = {}
+    with tqdm(total=PROGRAMS * len(names), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def say(line: str) -> None:
+            bar.set_description(line)
+            bar.update()
+
+        for name in names:
+            found[name] = compiled_steps(config, make_layout(name, devices, config.hidden_size), dtype, say)
+    return found
 
 
 def config_of(model: str) -> ModelConfig:
@@ -132,6 +163,28 @@ def table(found: list[Estimate], config: ModelConfig) -> list[str]:
         f"{min(CONTEXT, config.max_position)} in the cache, a prompt {min(PROMPT, config.max_position)}.",
         "Bytes of weights and cache are exact, those of a step about right; times are by the devices' data sheets, not measured.",
     ]
+
+
+def compiled_table(estimate: Estimate, steps: list[CompiledStep]) -> list[str]:
+    """A line for each program, and what it exchanges; the estimate beside its temporaries."""
+    mib = 1 << 20
+    lines = [
+        f"{estimate.layout}, compiled: MiB a device",
+        f"{'':34}{'arguments':>11}{'in place':>10}{'temporaries':>13}{'estimated':>11}",
+    ]
+    for step in steps:
+        estimated = estimate.score_bytes if step.name.startswith("score") else estimate.generate_bytes
+        lines.append(
+            f"  {step.name:<32}{step.argument_bytes / mib:>11,.0f}{step.alias_bytes / mib:>10,.0f}{step.temp_bytes / mib:>13,.1f}"
+            f"{estimated / mib:>11,.1f}"
+        )
+        for c in step.collectives:
+            hidden = f", {c.hidden} of them begun before other work" if c.hidden else ""
+            lines.append(f"    {c.count} {c.kind} of {c.nbytes / mib:,.2f} MiB{hidden}")
+        lines += [f"    copies: {copy}" for copy in step.copies[:MOST_COPIES]]
+        if len(step.copies) > MOST_COPIES:
+            lines.append(f"    and {len(step.copies) - MOST_COPIES} more copies: --json has all")
+    return lines
 
 
 def plot(path: Path, title: str, found: list[Estimate], memory: int) -> None:
