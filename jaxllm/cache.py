@@ -56,6 +56,15 @@ def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype:
     return [LayerCache(keys, values) for _ in range(config.num_layers)]
 
 
+def positions(layout: Layout, rows: int, length: int) -> int:
+    """Positions of a cache of `rows` for sequences of `length`, a multiple of BLOCK: a block more where it is needed.
+
+    As many rows on a device as blocks, and XLA for GPUs keeps the values of all layers a second time, in another order.
+    """
+    square = layout.platform == "gpu" and rows // layout.data == length // BLOCK > 1
+    return length + BLOCK if square else length
+
+
 def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """An empty cache on the devices."""
     shapes = abstract(config, layout, rows, length, dtype)

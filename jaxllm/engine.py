@@ -190,7 +190,7 @@ class Engine:
         """Give the cache enough rows for every slot in use and at least `length` positions."""
         slots = max(self.scheduler.running) + 1
         rows = max(self.rows, row_bucket(slots, self.max_rows, self.layout.data))
-        length = max(self.length, length_bucket(length, self.max_length, kv.BLOCK))
+        length = kv.positions(self.layout, rows, max(self.length, length_bucket(length, self.max_length, kv.BLOCK)))
         if self.rows == 0:
             if not self.cache or (rows, length) != _shape(self.cache):
                 self.cache = []  # freed before the next one is made

@@ -149,7 +149,8 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     """Bytes of keys and values on each device for `rows` sequences of `length` tokens."""
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
-    shapes = kv.abstract(config, layout, round_up(rows, layout.data), cache_length(length, kv.BLOCK), kept)
+    rows = round_up(rows, layout.data)
+    shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
     layer = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shapes[0])
     return len(shapes) * layer
 

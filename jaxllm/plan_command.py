@@ -77,8 +77,11 @@ def compile_steps(
 ) -> dict[str, list[CompiledStep]]:
     """The steps of each layout that is asked for, compiled for the devices."""
     names = args.layout or dict.fromkeys(one.plan.layout.name for one in advice)
-    count = len(absent_devices(args.on))
-    devices = target_devices(absent_devices(args.on)[0].hardware.name, count)
+    absent = absent_devices(args.on)
+    try:
+        devices = target_devices(absent[0].hardware.name, len(absent))
+    except RuntimeError as error:  # there is no compiler for them, and how to get it
+        raise RequestError(str(error)) from error
     found = {}
     with tqdm(total=PROGRAMS * len(names), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
 

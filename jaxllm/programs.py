@@ -32,6 +32,7 @@ def decode(steps: Steps, rows: int, length: int) -> Program:
     """Greedy decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block."""
     ints = np.zeros(rows, np.int32)
     batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _greedy(rows), np.int32(MAX_STEPS), np.bool_(False))
+    length = kv.positions(steps.layout, rows, length)
     args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
     return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 

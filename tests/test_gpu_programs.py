@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from jaxllm import cache as kv
 from jaxllm import programs
 from jaxllm.config import PRESETS
 from jaxllm.steps import Steps
-from sharding.hardware import hardware
+from sharding.hardware import absent_devices, hardware
 from sharding.hlo import Program, analyse
 from sharding.layout import Layout, make_layout
 from sharding.targets import target_devices
@@ -55,6 +56,26 @@ def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> No
     assert program.memory.temp < 200e6
     if kind == "v100":
         assert program.memory.argument + program.memory.temp < 0.9 * 32e9
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
+@pytest.mark.parametrize("layout_name", ["tensor", "replicated"])
+def test_as_many_rows_as_blocks_are_no_reason_for_a_copy(kind: str, dtype: str, layout_name: str) -> None:
+    steps = Steps(replace(CONFIG, num_layers=3), laid_out(kind, layout_name), dtype)
+    program = analyse(programs.decode(steps, 8 * steps.layout.data, 8 * kv.BLOCK).compile())
+    assert program.large_copies(WEIGHT) == []
+    assert program.memory is not None and program.memory.temp < 10e6
+
+
+def test_a_cache_is_not_square_on_a_gpu() -> None:
+    def blocks(on: str, layout_name: str, rows: int, length: int) -> int:
+        return kv.positions(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
+
+    assert blocks("4xH100", "tensor", 8, 8 * kv.BLOCK) == 9
+    assert blocks("4xH100", "replicated", 32, 8 * kv.BLOCK) == 9
+    assert blocks("4xH100", "replicated", 8, 8 * kv.BLOCK) == 8
+    assert blocks("4xH100", "tensor", 1, kv.BLOCK) == 1
+    assert blocks("4xv6e", "tensor", 8, 8 * kv.BLOCK) == 8
 
 
 def test_replicated_over_data_has_no_collective_in_a_layer() -> None:

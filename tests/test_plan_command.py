@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import CONFIG
 
+from checkpoints.checkpoint import read_config
 from jaxllm.cli import main
 from jaxllm.config import PRESETS
+from jaxllm.plan import cache_bytes
+from sharding.hardware import absent_devices
+from sharding.layout import make_layout
 
 
 def test_the_challenge(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +77,27 @@ def test_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert main(["plan", "llama-30b", "--on", "4xV100", "--plot", str(tmp_path / "plan.png")]) == 0
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compiled_steps_stand_beside_the_estimates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "bfloat16"}))
+    command = ["plan", str(tmp_path), "--on", "2xH100", "--compile", "--layout", "tensor", "--json"]
+    if main(command):
+        pytest.skip(capsys.readouterr().err)  # no compiler for GPUs
+    found = json.loads(capsys.readouterr().out)
+    steps = {step["name"]: step for step in found["compiled"]["tensor"]}
+    assert [name.split()[0] for name in steps] == ["prefill", "decode", "decode", "score"]
+    estimate = next(one for one in found["layouts"] if one["layout"] == "tensor")
+    decode = steps["decode of 1 rows, 1024 positions"]
+    reduces = next(c for c in decode["collectives"] if c["kind"] == "all-reduce")
+    assert reduces["count"] == 2 * CONFIG["num_hidden_layers"] + 1
+    config = read_config(tmp_path)
+    layout = make_layout("tensor", absent_devices("2xH100"), config.hidden_size)
+    assert decode["alias_bytes"] == cache_bytes(config, layout, "bfloat16", 1, 1024)
+    assert 0 < decode["argument_bytes"] - decode["alias_bytes"] - estimate["weight_bytes"] < 2000  # the batch
+    assert decode["copies"] == []
+
+
+def test_devices_without_a_description_cannot_be_compiled_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "smollm2-135m", "--on", "2xH100-PCIe", "--compile"]) == 1
+    assert "no description of H100-PCIe to compile for; there are a100-40gb" in capsys.readouterr().err
