@@ -62,12 +62,12 @@ def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch) -> Attend:
         new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch)
         if q.shape[1] > 1 and layout.platform == "cpu":
             return attend_by_blocks(q, partial(kv.read_block, new, layout, batch), batch.start), new
-        return attend(q, *kv.read(new, layout, batch), batch.start), new
+        return attend(q, *kv.read(new, layout, batch), batch.start, layout.platform), new
 
     return over
 
 
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
+def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, platform: str) -> jax.Array:
     """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H].
 
     Returns [B, T, N, H] float32.
@@ -88,9 +88,10 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
     # Scaled after the subtraction: a product before it may or may not be fused with it, to other bits.
     p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * (h**-0.5))
-    # With blocks first in the result: in the order of the operands, XLA copies the values to another layout on a GPU.
-    out = dot("bkcgts,bkcsh->cbkgth", p.astype(dtype), values)
-    y = add_in_order(out, 0) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
+    # With blocks first in the result on a GPU, where XLA otherwise copies the values to another layout. On a CPU it does so then.
+    axis, order = (2, "bkcgth") if platform == "cpu" else (0, "cbkgth")
+    out = dot(f"bkcgts,bkcsh->{order}", p.astype(dtype), values)
+    y = add_in_order(out, axis) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sharding.padding import round_up
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
+STOP_ID_WIDTH = 8  # stop ids a row, in powers of two from here
 
 
 def power_of_two(n: int) -> int:

@@ -14,14 +14,13 @@ import numpy as np
 
 from jaxllm import cache as kv
 from jaxllm.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
-from jaxllm.buckets import MAX_CHUNK, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
+from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
 from jaxllm.requests import MAX_LOGPROBS, Logprob
 from jaxllm.scheduler import Scheduler, Sequence
 from jaxllm.steps import MAX_STEPS, Steps
 from sharding.padding import round_up
 
 PREFILL_BUDGET = 2048  # prompt tokens a turn, while other rows wait to decode
-STOP_ID_WIDTH = 8  # stop ids a row, in powers of two from here
 
 
 class Engine:

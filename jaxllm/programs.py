@@ -10,7 +10,7 @@ from jax.stages import Compiled, Wrapped
 
 from jaxllm import cache as kv
 from jaxllm.batch import DecodeBatch, SamplingBatch, TokenBatch
-from jaxllm.engine import STOP_ID_WIDTH
+from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.score import Scorer
 from jaxllm.steps import MAX_STEPS, Steps
 from sharding.targets import compile_for
