@@ -55,6 +55,11 @@ def compiled_dir() -> Path:
     return cache_dir().parent / "compiled"
 
 
+def rates_dir() -> Path:
+    """Where it is kept what devices were measured to do."""
+    return cache_dir().parent / "rates"
+
+
 def resolve_config(name: str | Path) -> Path:
     """`resolve`, but of a model on the hub that is not here only config.json is fetched: a folder with it."""
     return resolve(name, patterns=("config.json",))

@@ -14,18 +14,21 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from checkpoints.checkpoint import read_config
-from checkpoints.hub import resolve_config
+from checkpoints.hub import rates_dir, resolve_config
 from jaxllm.compiled_report import CompiledStep, compiled_steps
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
+from jaxllm.measure import measured
 from jaxllm.plan import CONTEXT, USABLE, Plan, Run, find_plan
 from jaxllm.remedies import remedies
 from jaxllm.requests import RequestError
-from sharding.hardware import AbsentDevice, absent_devices
+from sharding.hardware import Hardware, absent_devices
 from sharding.layout import AMPERE, make_layout
+from sharding.mesh import pick_devices, virtual_cpu_devices
 from sharding.targets import target_devices
 
 GIB = 1 << 30
+HERE = "here"
 PROGRAMS = 4  # compiled of a layout
 MOST_COPIES = 3  # printed of a program
 WORKLOADS: tuple[Literal["generate", "score"], ...] = ("generate", "score")
@@ -40,8 +43,13 @@ def add(commands: Any) -> None:
         description="What each layout of a model would cost on some devices, from its config alone. They need not be there.",
     )
     plan.add_argument("model", help=MODEL_HELP)
-    plan.add_argument("--on", default="4xH100", metavar="4xH100", help="a count and a device (default: 4xH100)")
-    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    plan.add_argument(
+        "--on", default="here", metavar="4xH100", help="a count and a device, or `here` (default): those there are, measured once"
+    )
+    plan.add_argument("--virtual-devices", type=int, metavar="N", help="with --on here: split the CPU into N devices")
+    plan.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, else the checkpoint's"
+    )
     plan.add_argument("--json", action="store_true", help="print one JSON document")
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw memory and seconds a token by layout")
     plan.add_argument("--compile", action="store_true", help="compile the steps for these devices too, and read the programs")
@@ -53,35 +61,37 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     config = config_of(args.model)
-    devices = absent_devices(args.on)
+    devices = _devices(args)
     dtype = args.dtype or _dtype(config, devices)
-    found = estimates(config, devices, dtype, devices[0].hardware)
+    rates = measured(devices, dtype, rates_dir()) if args.on == HERE else devices[0].hardware
+    found = estimates(config, devices, dtype, rates)
     advice = [advise(Run(config, devices, dtype, workload=workload)) for workload in WORKLOADS]
-    compiled = compile_steps(args, config, dtype, advice) if args.compile else {}
+    compiled = compile_steps(args, config, dtype, devices, advice) if args.compile else {}
+    title = head(args.model, config, dtype, len(devices), rates)
     if args.json:
-        document = {"model": args.model, "on": args.on, "hardware": asdict(devices[0].hardware), "dtype": dtype}
+        document = {"model": args.model, "on": args.on, "devices": len(devices), "hardware": asdict(rates), "dtype": dtype}
         document |= {"layouts": [one.as_json() for one in found], "auto": {one.workload: one.as_json() for one in advice}}
         document |= {"compiled": {name: [step.as_json() for step in steps] for name, steps in compiled.items()}}
         print(json.dumps(document))
     else:
-        print("\n".join([head(args.model, config, dtype, devices), "", *table(found, config), "", *map(str, advice)]))
+        print("\n".join([title, "", *table(found, config, args.on == HERE), "", *map(str, advice)]))
         for name, steps in compiled.items():
             print("\n".join(["", *compiled_table(next(one for one in found if one.layout == name), steps)]))
     if args.plot:
-        plot(args.plot, head(args.model, config, dtype, devices), found, devices[0].hardware.memory)
+        plot(args.plot, title, found, rates.memory)
     return 0 if all(one.plan.fits for one in advice) else 1
 
 
 def compile_steps(
-    args: argparse.Namespace, config: ModelConfig, dtype: str, advice: list[Advice]
+    args: argparse.Namespace, config: ModelConfig, dtype: str, devices: list[Any], advice: list[Advice]
 ) -> dict[str, list[CompiledStep]]:
     """The steps of each layout that is asked for, compiled for the devices."""
     names = args.layout or dict.fromkeys(one.plan.layout.name for one in advice)
-    absent = absent_devices(args.on)
-    try:
-        devices = target_devices(absent[0].hardware.name, len(absent))
-    except RuntimeError as error:  # there is no compiler for them, and how to get it
-        raise RequestError(str(error)) from error
+    if args.on != HERE:
+        try:
+            devices = target_devices(devices[0].hardware.name, len(devices))
+        except RuntimeError as error:  # there is no compiler for them, and how to get it
+            raise RequestError(str(error)) from error
     found = {}
     with tqdm(total=PROGRAMS * len(names), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -102,8 +112,21 @@ def config_of(model: str) -> ModelConfig:
     return read_config(resolve_config(model))
 
 
-def _dtype(config: ModelConfig, devices: list[AbsentDevice]) -> str:
-    """The checkpoint's; GPUs before Ampere have no bfloat16."""
+def _devices(args: argparse.Namespace) -> list[Any]:
+    """Those that are here, or stand-ins."""
+    if args.on != HERE:
+        if args.virtual_devices is not None:
+            raise RequestError("--virtual-devices are those of --on here: leave out one of the two")
+        return absent_devices(args.on)
+    if args.virtual_devices is not None:
+        virtual_cpu_devices(args.virtual_devices)
+    return pick_devices(None)
+
+
+def _dtype(config: ModelConfig, devices: list[Any]) -> str:
+    """The checkpoint's, but float32 on a CPU; GPUs before Ampere have no bfloat16."""
+    if devices[0].platform == "cpu":
+        return "float32"
     old = devices[0].platform == "gpu" and float(devices[0].compute_capability or 0) < AMPERE
     return "float16" if old and config.dtype == "bfloat16" else config.dtype
 
@@ -135,17 +158,18 @@ def advise(run: Run) -> Advice:
     return Advice(run.workload, plan, [] if plan.fits else [text for text, _ in remedies(run, plan)])
 
 
-def head(name: str, config: ModelConfig, dtype: str, devices: list[AbsentDevice]) -> str:
+def head(name: str, config: ModelConfig, dtype: str, count: int, rates: Hardware) -> str:
     """The model and the devices, in a line."""
-    size, rates = jnp.dtype(dtype).itemsize, devices[0].hardware
+    size = jnp.dtype(dtype).itemsize
     return (
         f"{name}: {config.num_params / 1e9:.2f} B parameters in {dtype}, {config.kv_bytes_per_token(size) / 1024:.0f} KiB of "
-        f"cache a token; {len(devices)} x {rates.name} of {rates.memory / GIB:.1f} GiB"
+        f"cache a token; {count} x {rates.name} of {rates.memory / GIB:.1f} GiB"
     )
 
 
-def table(found: list[Estimate], config: ModelConfig) -> list[str]:
+def table(found: list[Estimate], config: ModelConfig, here: bool) -> list[str]:
     """A line for each layout."""
+    source = "what these devices were measured to do" if here else "the devices' data sheets, not measured"
     batches = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
     lines = [
         f"{'':16}{'GiB a device':^34}{'at most':^20}{'tokens/s':^30}{'seconds':^22}",
@@ -164,7 +188,7 @@ def table(found: list[Estimate], config: ModelConfig) -> list[str]:
         *lines,
         f"A sequence is as long as the model allows, {config.max_position} tokens; tokens/s have "
         f"{min(CONTEXT, config.max_position)} in the cache, a prompt {min(PROMPT, config.max_position)}.",
-        "Bytes of weights and cache are exact, those of a step about right; times are by the devices' data sheets, not measured.",
+        f"Bytes of weights and cache are exact, those of a step about right; times are by {source}.",
     ]
 
 

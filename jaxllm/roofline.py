@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 
@@ -61,6 +62,14 @@ def seconds_per_token(config: ModelConfig, layout: Layout, dtype: str, hardware:
     return score_step(config, layout, dtype, hardware, tokens, **typical).total / (tokens * layout.data)
 
 
+def _between(curve: tuple[tuple[int, float], ...], rows: int) -> float:
+    """Seconds a weight for so many rows: those of its neighbours on the curve, beyond which more rows take more."""
+    if rows >= curve[-1][0]:
+        return curve[-1][1] * rows / curve[-1][0]
+    (low, fast), (high, slow) = next(pair for pair in pairwise(curve) if rows < pair[1][0])
+    return fast + (slow - fast) * max(rows - low, 0) / (high - low)
+
+
 class _Step:
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
         self.config, self.layout, self.hardware = config, layout, hardware
@@ -88,6 +97,8 @@ class _Step:
 
     def _product(self, weights: int, rows: int) -> float:
         """Of a matrix: it is read, and each number multiplied for each row."""
+        if self.hardware.curve:
+            return weights * _between(self.hardware.curve, rows)
         return max(weights * self.size / self.hardware.bandwidth, 2 * weights * rows / self.flops)
 
     def _gathers(self) -> float:

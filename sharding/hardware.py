@@ -25,7 +25,8 @@ class Hardware:
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second to the other devices of the machine.
       hop: seconds that a collective takes at least.
-      capability: NVIDIA's compute capability; None of TPUs.
+      capability: NVIDIA's compute capability; None of others.
+      curve: where measured, (rows, seconds that a product with so many takes for each number of its matrix), rows increasing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Hardware:
     link: float
     hop: float
     capability: str | None
+    curve: tuple[tuple[int, float], ...] = ()
 
     @property
     def platform(self) -> str:
