@@ -25,6 +25,8 @@ from sharding.mesh import device_memory
 
 ROWS = (1, 4, 16, 64, 256, 1024)  # of products
 REPEATS, CALLS = 5, 4
+LONG = 0.1  # seconds of a call that need not be repeated so often
+WIDTH = 4096  # of matrices that no cache holds: some processors have hundreds of megabytes
 EXCHANGES = 32  # in one program
 SMALL, LARGE = 1 << 12, 1 << 23  # numbers exchanged
 
@@ -55,9 +57,9 @@ def _key(devices: list[jax.Device], dtype: str) -> str:
 def measure(devices: list[jax.Device], dtype: str) -> Hardware:
     """Copies, products of few and of many rows, and exchanges."""
     mesh = Mesh(np.array(devices, dtype=object), ("all",))
-    width = 2048 if devices[0].platform == "cpu" else 8192
-    weights = _filled(mesh, (width, 4 * width), dtype)
-    curve = tuple((rows, _product(mesh, weights, rows, dtype) / (4 * width * width)) for rows in ROWS)
+    inputs, outputs = (WIDTH, 4 * WIDTH // len(devices)) if devices[0].platform == "cpu" else (2 * WIDTH, 4 * WIDTH)
+    weights = _filled(mesh, (inputs, outputs), dtype)
+    curve = tuple((rows, _product(mesh, weights, rows, dtype) / (inputs * outputs)) for rows in ROWS)
     hop, link = _exchange(mesh) if len(devices) > 1 else (0.0, 1e12)
     flops = max(2 * rows / seconds for rows, seconds in curve)
     capability = getattr(devices[0], "compute_capability", None) if devices[0].platform == "gpu" else None
@@ -84,14 +86,16 @@ def _filled(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def _seconds(run: Callable[[], Any]) -> float:
     """Median time of a call among several that are queued together."""
     jax.block_until_ready(run())
-    times = []
-    for _ in range(REPEATS):
+
+    def seconds(calls: int) -> float:
         start = time.perf_counter()
-        for _ in range(CALLS):
+        for _ in range(calls):
             last = run()
         jax.block_until_ready(last)
-        times.append((time.perf_counter() - start) / CALLS)
-    return statistics.median(times)
+        return (time.perf_counter() - start) / calls
+
+    one = seconds(1)
+    return one if one > LONG else statistics.median(seconds(CALLS) for _ in range(REPEATS))
 
 
 def _product(mesh: Mesh, weights: jax.Array, rows: int, dtype: str) -> float:

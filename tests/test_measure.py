@@ -21,7 +21,7 @@ from sharding.layout import make_layout
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' machine is busy anyway."""
-    for name, value in {"ROWS": (1, 8), "REPEATS": 1, "CALLS": 1, "LARGE": 1 << 14}.items():
+    for name, value in {"ROWS": (1, 8), "REPEATS": 1, "CALLS": 1, "LARGE": 1 << 14, "WIDTH": 256}.items():
         monkeypatch.setattr(measure, name, value)
 
 
