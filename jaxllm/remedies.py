@@ -33,37 +33,31 @@ def plan_or_refuse(run: Run) -> Plan:
 
 
 def remedies(run: Run, plan: Plan) -> list[tuple[str, Run]]:
-    """Changes to `run`, of which `plan` is the one that does not fit, and the runs that they make."""
-    return [(text, changed) for text, changed in _changes(run, plan) if find_plan(changed).fits]
+    """Changes to `run`, of which `plan` is the one that does not fit, and the runs that they make: of each kind the first."""
+    found = (next((change for change in kind if find_plan(change[1]).fits), None) for kind in _changes(run, plan))
+    return [change for change in found if change]
 
 
-def _changes(run: Run, plan: Plan) -> Iterator[tuple[str, Run]]:
-    """The first of each kind that fits."""
+def _changes(run: Run, plan: Plan) -> Iterator[list[tuple[str, Run]]]:
+    """By kind, what costs least first."""
     if run.layout != "auto":
-        others = [replace(run, layout=name) for name in layouts(len(run.devices)) if name != run.layout]
-        yield from _first([(f"layout='{other.layout}'", other) for other in others])
+        others = [name for name in layouts(len(run.devices)) if name != run.layout]
+        yield [(f"layout='{name}'", replace(run, layout=name)) for name in others]
     if run.max_num_seqs:
-        yield from _first([(f"max_num_seqs={n}", replace(run, max_num_seqs=n)) for n in _halves(run.max_num_seqs)])
+        yield [(f"max_num_seqs={n}", replace(run, max_num_seqs=n)) for n in _halves(run.max_num_seqs)]
     if run.max_model_len:
-        yield from _first([(f"max_model_len={n}", replace(run, max_model_len=n)) for n in _halves(run.max_model_len)])
+        yield [(f"max_model_len={n}", replace(run, max_model_len=n)) for n in _halves(run.max_model_len)]
     if run.dtype == "float32":
         half = "float16" if run.config.dtype == "float16" else "bfloat16"
-        yield f"dtype='{half}', which halves the weights", replace(run, dtype=half)
-    device = run.devices[0]
+        yield [(f"dtype='{half}', which halves the weights", replace(run, dtype=half))]
+    device, count = run.devices[0], len(run.devices)
     if device.platform == "cpu":  # its devices share one memory
         return
-    rates = hardware(device)
-    free = _with_memory(rates, plan.memory, device)
-    count = len(run.devices)
+    free = _with_memory(hardware(device), plan.memory, device)
     layout = run.layout if run.layout in ("tensor", "gathered", "replicated") else "auto"
-    more = [(f"{n} such devices", replace(run, devices=absent(free, n), layout=layout)) for n in COUNTS if n > count]
-    yield from _first(more)
+    yield [(f"{n} such devices", replace(run, devices=absent(free, n), layout=layout)) for n in COUNTS if n > count]
     larger = sorted((known for known in KNOWN if known.memory > free.memory), key=lambda known: known.memory)
-    yield from _first([(f"{count} x {known.name}", replace(run, devices=absent(known, count))) for known in larger])
-
-
-def _first(changes: list[tuple[str, Run]]) -> Iterator[tuple[str, Run]]:
-    return iter([change for change in changes if find_plan(change[1]).fits][:1])
+    yield [(f"{count} x {known.name}", replace(run, devices=absent(known, count))) for known in larger]
 
 
 def _halves(n: int) -> list[int]:
