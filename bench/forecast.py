@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from bench.latency import run
-from bench.machine import describe, report
+from bench.machine import describe, median_seconds, report
 from bench.subject import Subject, add_options
 from checkpoints.hub import rates_dir
 from jaxllm import programs
@@ -83,8 +83,7 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
     packing = scorer.plan(pairs)
     turns = scorer.turns(packing)
     scorer.compile(packing)
-    list(scorer.run(packing))
-    actual = statistics.median(_seconds(lambda: list(scorer.run(packing))) for _ in range(args.repeats))
+    actual = median_seconds(lambda: list(scorer.run(packing)), args.repeats)
     scored = max(len(one.scored) for asked, _ in turns for one in asked)
     one = score_step(config, layout, args.dtype, rates, packing.length, WIDTH, scored).total
     return {
@@ -93,14 +92,6 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
         "predicted": len(turns) * one,
         "actual": actual,
     }
-
-
-def _seconds(call: Any) -> float:
-    import time
-
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def sizes(subject: Subject) -> list[dict[str, Any]]:
