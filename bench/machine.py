@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.measure import copy_rate
+
 PACKAGES = ("jax", "jaxlib", "flax", "transformers", "torch")
 
 
@@ -83,16 +85,7 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def copy_bandwidth() -> float:
     """Bytes a second, read and written, when one device copies an array that no cache holds."""
-    x = jnp.ones((1 << 26,), jnp.float32)
-    size = x.nbytes
-    step = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, or the time is that of finding fresh memory
-
-    def run() -> jax.Array:
-        nonlocal x
-        x = step(x)
-        return x
-
-    return 2 * size / median_seconds(run, 7)
+    return copy_rate(jax.devices()[:1])
 
 
 def matmul_rate(dtype: str) -> float:

@@ -56,7 +56,7 @@ def _key(devices: list[jax.Device], dtype: str) -> str:
 
 def measure(devices: list[jax.Device], dtype: str) -> Hardware:
     """Copies, products of few and of many rows, and exchanges."""
-    mesh = Mesh(np.array(devices, dtype=object), ("all",))
+    mesh = _mesh(devices)
     inputs, outputs = (WIDTH, 4 * WIDTH // len(devices)) if devices[0].platform == "cpu" else (2 * WIDTH, 4 * WIDTH)
     weights = _filled(mesh, (inputs, outputs), dtype)
     curve = tuple((rows, _product(mesh, weights, rows, dtype) / (inputs * outputs)) for rows in ROWS)
@@ -69,12 +69,16 @@ def measure(devices: list[jax.Device], dtype: str) -> Hardware:
         memory=device_memory(devices[0]) or 0,
         flops=flops,
         float32_flops=flops,
-        bandwidth=_copy(mesh),
+        bandwidth=copy_rate(devices),
         link=link,
         hop=hop,
         capability=capability,
         curve=curve,
     )
+
+
+def _mesh(devices: list[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices, dtype=object), ("all",))
 
 
 def _filled(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -105,8 +109,9 @@ def _product(mesh: Mesh, weights: jax.Array, rows: int, dtype: str) -> float:
     return _seconds(lambda: step(x, weights))
 
 
-def _copy(mesh: Mesh) -> float:
-    """Bytes a second, read and written, of an array that no cache holds."""
+def copy_rate(devices: list[jax.Device]) -> float:
+    """Bytes a second, read and written, when each device copies its part of an array that no cache holds."""
+    mesh = _mesh(devices)
     x = _filled(mesh, ((1 << 26) // mesh.size,), jnp.float32)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, or the time is that of finding fresh memory
 
