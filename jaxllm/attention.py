@@ -119,6 +119,8 @@ def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array) -> jax.A
         return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
 
     blocks = (jnp.max(start) + t + size - 1) // size
-    first = (jnp.full(q.shape[:-1], -jnp.inf), jnp.zeros(q.shape[:-1]), jnp.zeros(q.shape))
+    # Made of this layer's queries: of constants XLA makes those of all layers first, and holds them.
+    zeros = 0 * q.astype(jnp.float32)
+    first = (zeros[..., 0] - jnp.inf, zeros[..., 0], zeros)
     _, total, y = jax.lax.fori_loop(0, blocks, block, first)
     return (y / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

@@ -96,8 +96,12 @@ class Decoder(nnx.Module):
 
         def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
             own = tokens - jax.lax.axis_index("model") * table.shape[0]
-            # Looked up as integers: of a 16-bit float table XLA's CPU compiler makes a float32 copy in every call.
-            bits = table.view(jnp.uint16) if table.dtype.itemsize == 2 else table
+            # Looked up as integers: of a 16-bit float table XLA's CPU compiler makes a float32 copy in every call. And behind a
+            # barrier, or decode's loop has the integers copied before it begins.
+            bits = table
+            if table.dtype.itemsize == 2:
+                table, own = jax.lax.optimization_barrier((table, own))
+                bits = table.view(jnp.uint16)
             found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)
             return jax.lax.psum(found.view(table.dtype), "model")
 

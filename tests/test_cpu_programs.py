@@ -1,8 +1,10 @@
-"""What XLA makes of decoding on a CPU: the cache is read where it lies, and written in place."""
+"""What XLA makes of the steps on a CPU: the cache is read where it lies and written in place, and little else is held."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import pytest
@@ -30,3 +32,25 @@ def test_decode_copies_no_cache(layout_name: str, devices: int, rows: int, dtype
     assert program.memory is not None
     assert program.memory.alias == whole
     assert program.memory.temp < one or one < 1 << 20
+
+
+@pytest.mark.parametrize("layout_name", ["tensor", "replicated", "gathered"])
+@pytest.mark.parametrize(
+    "of", [partial(programs.prefill, tokens=512, rows=8, length=1024), partial(programs.decode, rows=8, length=512)]
+)
+def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.Program]) -> None:
+    layout = make_layout(layout_name, jax.devices()[:4], CONFIG.hidden_size)
+
+    def temporaries(layers: int) -> int:
+        memory = analyse(of(Steps(replace(CONFIG, num_layers=layers), layout, "float32")).compile()).memory
+        assert memory is not None
+        return memory.temp
+
+    assert temporaries(6) - temporaries(3) < CONFIG.layer_params * 4 / 10
+
+
+def test_decode_holds_no_copy_of_a_16_bit_embedding() -> None:
+    config = replace(CONFIG, vocab_size=8000)
+    layout = make_layout("tensor", jax.devices()[:1], config.hidden_size)
+    memory = analyse(programs.decode(Steps(config, layout, "bfloat16"), 1, 256).compile()).memory
+    assert memory is not None and memory.temp < config.vocab_size * config.hidden_size
