@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -265,10 +266,10 @@ def _write(job: Job, progress: Progress) -> None:
 
 
 def _pieces(view: View, path: str, pattern: Pattern, entry: Entry, rows: int) -> Iterator[np.ndarray]:
-    """A target tensor's numbers, in order: slices along its first axis."""
+    """A target tensor's numbers, in order: slices along its first dimension, of a multiple of `rows` each."""
     axis = pattern.tensor_dims[0][0]
-    multiple = -(-rows * view.sizes[axis] // entry.shape[0])  # of the axis that leads the first dimension
-    for bounds in view.slices(path, axis, multiple):
+    inner = entry.shape[0] // view.sizes[axis]  # rows of each of the axis that leads the dimension
+    for bounds in view.slices(path, axis, rows // math.gcd(rows, inner)):
         part = view.read(path, axis, bounds)
         exact = pattern.inverse(part, view.sizes | {axis: bounds[1] - bounds[0]})
         yield round_to(exact, entry.dtype, entry.name)

@@ -6,6 +6,7 @@ and holds a few shards at a time; shards that several devices share are built on
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -51,14 +52,15 @@ class Recipe:
         real = [positions[positions != PAD] for positions in wanted]
         if not all(len(positions) for positions in real):
             return np.zeros(shape, dtype)
-        # The source indices of a shard increase without gaps (but for copies), so one range holds nothing superfluous.
-        ranges = [(int(positions.min()), int(positions.max()) + 1) for positions in real]
-        bounds = {}
-        for dim, group in enumerate(self.pattern.param_dims):
-            if len(group) == 1 and self.pattern.leads(group[0]):
-                bounds[group[0]] = ranges[dim]
+        bounds, ranges = {}, []
+        for (axis, *inner), positions, whole in zip(self.pattern.param_dims, real, self.parameter.source_shape, strict=True):
+            step = math.prod(self.sizes[name] for name in inner)
+            if self.pattern.leads(axis):
+                # The source indices of a shard increase without gaps (but for copies), so one range holds nothing superfluous.
+                bounds[axis] = (int(positions.min()) // step, int(positions.max()) // step + 1)
+                ranges.append((bounds[axis][0] * step, bounds[axis][1] * step))
             else:
-                ranges[dim] = (0, self.parameter.source_shape[dim])
+                ranges.append((0, whole))
         box = self.source.read(self.tensor, self.pattern.tensor_slices(bounds, self.sizes))
         sizes = self.sizes | {axis: last - first for axis, (first, last) in bounds.items()}
         part = self.pattern.forward(box, sizes)

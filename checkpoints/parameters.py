@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jaxllm.config import ModelConfig
 from jaxllm.model import Decoder
 from sharding.layout import Axes, Layout
-from sharding.padding import pad_heads, pad_tail
+from sharding.padding import PAD, pad_heads, pad_tail
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,17 @@ def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]
     """Logical axis -> the source index at each padded position, or PAD."""
     heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
     return {
-        "heads": np.array(heads.query_index),
-        "kv_heads": np.array(heads.kv_index),
+        "heads": _of_heads(heads.query_index, config.head_dim),
+        "kv_heads": _of_heads(heads.kv_index, config.head_dim),
         "ffn": np.array(pad_tail(config.intermediate_size, layout.parts)),
         "vocab": np.array(pad_tail(config.vocab_size, layout.parts)),
     }
+
+
+def _of_heads(index: tuple[int, ...], head_dim: int) -> np.ndarray:
+    """Of heads -> of the numbers they have."""
+    heads = np.array(index)[:, None]
+    return np.where(heads == PAD, PAD, heads * head_dim + np.arange(head_dim)).reshape(-1)
 
 
 def _parameter(path: jax.tree_util.KeyPath, variable: nnx.Variable, layout: Layout, indices: dict[str, np.ndarray]) -> Parameter:

@@ -30,14 +30,15 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, heads: PaddedHeads, layout: Layout, dtype: str):
         n, k, h, d = heads.slots * heads.group, heads.slots, config.head_dim, config.hidden_size
         self.layout = layout
-        self.query = param((d, n, h), ("embed", "heads", None), dtype)
-        self.key = param((d, k, h), ("embed", "kv_heads", None), dtype)
-        self.value = param((d, k, h), ("embed", "kv_heads", None), dtype)
-        self.out = param((n, h, d), ("heads", None, "embed"), dtype)
+        self.head_dim = h
+        self.query = param((d, n * h), ("embed", "heads"), dtype)
+        self.key = param((d, k * h), ("embed", "kv_heads"), dtype)
+        self.value = param((d, k * h), ("embed", "kv_heads"), dtype)
+        self.out = param((n * h, d), ("heads", "embed"), dtype)
         bias = config.attention_bias
-        self.query_bias = param((n, h), ("heads", None), dtype) if bias else None
-        self.key_bias = param((k, h), ("kv_heads", None), dtype) if bias else None
-        self.value_bias = param((k, h), ("kv_heads", None), dtype) if bias else None
+        self.query_bias = param((n * h,), ("heads",), dtype) if bias else None
+        self.key_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
+        self.value_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
         self.out_bias = param((d,), (None,), dtype) if bias else None
 
     def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, LayerCache | None]:
@@ -51,7 +52,7 @@ class Attention(nnx.Module):
     def _project(self, x: jax.Array, w: nnx.Param, bias: nnx.Param | None) -> jax.Array:
         """x [B, T, D] -> [B, T, heads, H] float32, rounded to the model's dtype as a linear layer of the reference is."""
         y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
-        return y.reshape(*x.shape[:2], *w.shape[1:])
+        return y.reshape(*x.shape[:2], -1, self.head_dim)
 
 
 def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch) -> Attend:

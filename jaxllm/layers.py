@@ -2,7 +2,8 @@
 
 Parameters are declared with shape and logical axes and hold no values: a module is built abstract, split once, and its leaves are
 filled by a loader or with random numbers. Weights stand as [in, out]: in the checkpoint's order, [out, in], XLA's CPU compiler
-transposes every 16-bit weight in every call, and a gathered weight would be transposed on a GPU.
+transposes every 16-bit weight in every call, and a gathered weight would be transposed on a GPU. Always as a matrix: given heads
+as a dimension of their own, XLA copies the weight in every step, on CPUs, on TPUs, and for a single row on GPUs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ModelConfig
-from sharding.layout import AMPERE, Axes, Layout
+from sharding.layout import Axes, Layout
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -34,10 +35,8 @@ def weight(layout: Layout, parameter: nnx.Param) -> jax.Array:
 
 
 def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = None) -> jax.Array:
-    """x [B, T, I] through a weight whose dimensions multiply to [I, O] -> [B, T, O] float32."""
-    # Always as a matrix: given three dimensions, XLA transposes the weight in every step on a CPU.
-    matrix = weight(layout, w).reshape(x.shape[-1], -1)
-    y = _product(layout, fill_rows(layout, x), matrix, w.get_metadata()["axes"][0])[:, : x.shape[1]]
+    """x [B, T, I] through a weight [I, O] -> [B, T, O] float32."""
+    y = _product(layout, fill_rows(layout, x), weight(layout, w), w.get_metadata()["axes"][0])[:, : x.shape[1]]
     return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
 
 
@@ -75,13 +74,12 @@ def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:
 def _fewest_rows(layout: Layout, dtype: jnp.dtype) -> int:
     """4 on a CPU, where XLA multiplies a single 16-bit row ten times slower than four.
 
-    2 on GPUs before Ampere, which have no Triton kernels: for a single row XLA converts the whole weight to float32 there.
+    2 on GPUs: a single row is no matrix product to XLA. Before Ampere it converts the whole weight to float32 for one, and on
+    later ones it writes the float32 terms of smaller weights to memory before it adds them.
     """
     if dtype.itemsize > 2:
         return 1
-    if layout.platform == "cpu":
-        return 4
-    return 2 if layout.capability < AMPERE else 1
+    return {"cpu": 4, "gpu": 2}.get(layout.platform, 1)
 
 
 def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
