@@ -89,8 +89,9 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, p
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
     # Scaled after the subtraction: a product before it may or may not be fused with it, to other bits.
     p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * (h**-0.5))
-    # With blocks first in the result on a GPU, where XLA otherwise copies the values to another layout. On a CPU it does so then.
-    axis, order = (2, "bkcgth") if platform == "cpu" else (0, "cbkgth")
+    # Where XLA reads the values as they lie. Of a single query a KV head it makes no matrix product on a GPU, and otherwise
+    # copies them to another order.
+    axis, order = (0, "cbkgth") if platform == "gpu" and n // k * t == 1 else (2, "bkcgth")
     out = dot(f"bkcgts,bkcsh->{order}", p.astype(dtype), values)
     y = add_in_order(out, axis) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
