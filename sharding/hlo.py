@@ -135,7 +135,10 @@ class Program:
         return any(self._multiplies(inner) for name in callees for inner in self.module.computations[name].values())
 
     def large_copies(self, min_bytes: int) -> list[Copy]:
-        """Copies, conversions, transpositions, slices and repetitions that write at least `min_bytes` on one device."""
+        """Copies, conversions, transpositions, slices and repetitions that write at least `min_bytes` on one device.
+
+        Not those from one of its memories to another: that is how a TPU reads ahead.
+        """
         return [
             Copy(i.opcode, i.name, array, where, in_loop, i.source)
             for i, where, in_loop, fused in self._executed(self.module.entry)
@@ -160,7 +163,8 @@ class Program:
     def _copied(self, i: Instruction, computation: Computation) -> tuple[Array, ...]:
         """Those results of an instruction that are copies."""
         if i.opcode == "copy-start":  # (the copy, its source, a context)
-            return i.results[:1]
+            copy, source, *_ = i.results
+            return (copy,) if copy.space == source.space else ()
         if i.opcode != "fusion":
             return i.results if _is_copy(i, computation) else ()
         body = self.module.computations[i.callees[0]]

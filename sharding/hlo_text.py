@@ -1,7 +1,7 @@
 """XLA's HLO text, read into computations: what `sharding.hlo` draws its conclusions from.
 
 The text of an optimised module goes in; its instructions come out, grouped by computation. Layouts, shardings and
-backend configurations are read over. The operations: https://openxla.org/xla/operation_semantics.
+backend configurations are read over, but for the memory that an array is in. The operations: https://openxla.org/xla/operation_semantics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 ASSIGNMENT = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 OPCODE = re.compile(r" ([a-z][\w\-]*)(?=\()")
-ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{[^{}]*?(?:S\((\d+)\))?\})?")
 BITS = re.compile(r"(?:bf|[fsuc])(\d+)")
 REFERENCE = re.compile(r"%([\w.\-]+)")
 CALLEES = ("calls", "to_apply", "body", "condition", "true_computation", "false_computation", "branch_computations")
@@ -24,10 +24,14 @@ ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}")  # {output}: (parameter
 
 @dataclass(frozen=True)
 class Array:
-    """Type and shape as XLA writes them: `bf16[6656,4480]` has dtype "bf16" and shape (6656, 4480)."""
+    """Type and shape as XLA writes them: `bf16[6656,4480]` has dtype "bf16" and shape (6656, 4480).
+
+    `space` is 0 for the device's memory; TPUs have a small fast one, which is another.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    space: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -117,5 +121,5 @@ def _closing(text: str, start: int = 0) -> int:
 
 def _arrays(result: str) -> tuple[Array, ...]:
     """`(f32[2,3]{1,0:T(8,128)}, s32[])` -> its two arrays. A dynamic size, `<=5`, counts as its bound."""
-    found = ((dtype, dims.replace("<=", "").split(",") if dims else []) for dtype, dims in ARRAY.findall(result))
-    return tuple(Array(dtype, tuple(map(int, dims))) for dtype, dims in found)
+    found = ((dtype, dims.replace("<=", "").split(",") if dims else [], space) for dtype, dims, space in ARRAY.findall(result))
+    return tuple(Array(dtype, tuple(map(int, dims)), int(space or 0)) for dtype, dims, space in found)

@@ -1,0 +1,79 @@
+"""What each layout exchanges in each step, and that none copies a weight, read from programs for devices that are not there.
+
+Two layers of each model: a layer's share is what two have more than one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from jaxllm import programs
+from jaxllm.config import PRESETS
+from jaxllm.plan import cache_bytes
+from jaxllm.score import row_length
+from jaxllm.steps import Steps
+from sharding.hlo import analyse
+from sharding.layout import make_layout
+from sharding.targets import target_devices
+
+LAYERS = 2
+MATRICES = 7  # of a layer
+CONTEXT, CHUNK = 2048, 512  # tokens
+SMALL = 1 << 13  # bytes, below which are a loop's conditions, a chosen token, a row's sums of the vocabulary
+STEPS = {
+    "decode": lambda steps: programs.decode(steps, 8, CONTEXT),
+    "decode of a row each": lambda steps: programs.decode(steps, steps.layout.data, CONTEXT),
+    "prefill": lambda steps: programs.prefill(steps, CHUNK, 8, CONTEXT),
+    "score": lambda steps: programs.score(steps, row_length(steps.layout.platform), 8),
+}
+DEVICES = [("h100", "bfloat16"), ("v100", "float16"), ("v6e", "bfloat16")]
+LAYOUTS = ["tensor", "replicated", "gathered", "replicated-2x2", "gathered-2x2"]
+
+
+@pytest.mark.parametrize("model", ["llama-30b", "llama-3-70b"])
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("kind", "dtype"), DEVICES)
+def test_a_layout_keeps_its_promise(kind: str, dtype: str, step: str, name: str, model: str) -> None:
+    config = replace(PRESETS[model], num_layers=LAYERS)
+    try:
+        layout = make_layout(name, target_devices(kind, 4), config.hidden_size)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    steps = Steps(config, layout, dtype)
+    program = analyse(STEPS[step](steps).compile())
+    large = [c for c in program.collectives if c.nbytes > SMALL]
+    # XLA may combine small ones into one.
+    arrays = [(c.kind, array) for c in large for array in c.results]
+    # On TPUs small gathers are sums of what is zero elsewhere.
+    logits = [kind for kind, array in arrays if array.dtype == "f32" and math.prod(array.shape) % config.vocab_size == 0]
+    assert len(logits) <= (layout.model > 1 and step != "score")
+    reduces = 2 * LAYERS + 1 if layout.model > 1 else 0
+    gathers = MATRICES * LAYERS + 2 if layout.gathered else 0
+    assert sum(kind == "all-reduce" for kind, _ in arrays) == reduces + logits.count("all-reduce")
+    assert sum(kind == "all-gather" for kind, _ in arrays) == gathers + logits.count("all-gather")
+    assert len(arrays) == reduces + gathers + len(logits)
+
+    assert [copy for copy in program.large_copies(1 << 20) if _is_weight(copy.result.shape, steps)] == []
+    if step.startswith("decode") and layout.platform == "gpu":
+        assert program.large_copies(1 << 20) == []  # of the cache neither
+    assert program.memory is not None
+    if step != "score":
+        rows = layout.data if step == "decode of a row each" else 8
+        assert program.memory.alias == cache_bytes(config, layout, dtype, rows, CONTEXT)
+
+
+def _is_weight(shape: tuple[int, ...], steps: Steps) -> bool:
+    """Whether it has a matrix's dimensions in any order, whole, as it rests or as it is computed with."""
+    for parameter, stored in zip(steps.params, steps.shardings, strict=True):
+        used = (
+            (parameter.shape[0] // steps.layout.model, *parameter.shape[1:]),
+            (*parameter.shape[:-1], parameter.shape[-1] // steps.layout.model),
+        )
+        for one in (parameter.shape, stored.shard_shape(parameter.shape), *used):
+            if sorted(shape) == sorted(one) and len(one) > 1:
+                return True
+    return False
