@@ -22,9 +22,10 @@ from bench.subject import Subject, add_options
 from checkpoints.hub import rates_dir
 from jaxllm import programs
 from jaxllm.measure import measured
-from jaxllm.plan import cache_bytes, score_bytes, step_bytes, weight_bytes
+from jaxllm.plan import cache_bytes, weight_bytes
 from jaxllm.roofline import decode_step, prefill_step, score_step
 from jaxllm.score import Scorer, row_length
+from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.hardware import Hardware
 from sharding.hlo import analyse
 

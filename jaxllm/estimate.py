@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
-from jaxllm.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, score_bytes, step_bytes, weight_bytes
+from jaxllm.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
 from jaxllm.roofline import decode_step, prefill_step, seconds_per_token
 from jaxllm.score import row_length
+from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.hardware import Hardware
 from sharding.layout import Layout, make_layout
 

@@ -40,21 +40,29 @@ def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = 
     return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
 
 
-TERMS = 8
+PARTS = 8
 MANY = 1024  # tokens of a row; only scoring has so many
+FEWEST_ROWS = {"cpu": 4, "gpu": 2}  # of 16 bits that a product with a weight is given
+
+
+def parts_of_ffn(layout: Layout, inputs: int, tokens: int) -> int:
+    """In how many parts a float32 product over a device's `inputs` of the ffn is added.
+
+    XLA's CPU compiler adds such products one after another. In some models a few inputs are a thousand times larger than the
+    others (Sun et al. 2024, massive activations), and all that is added after them is rounded to their precision. Eight shorter
+    sums halve the error of SmolLM2's logits. Few rows cost nothing more; for many this product takes two and a half times as
+    long, and an answer's log-probability asks for less.
+    """
+    return PARTS if layout.platform == "cpu" and inputs % PARTS == 0 and tokens < MANY else 1
 
 
 def _product(layout: Layout, x: jax.Array, matrix: jax.Array, axis: str) -> jax.Array:
     """x [B, T, I] times [I, O], whose inputs lie along the logical `axis` -> [B, T, O] float32."""
     inputs = matrix.shape[0] // layout.model
-    exact = x.dtype == jnp.float32 and layout.platform == "cpu" and axis == "ffn" and inputs % TERMS == 0
-    if not exact or x.shape[1] >= MANY:
+    parts = parts_of_ffn(layout, inputs, x.shape[1]) if axis == "ffn" and x.dtype == jnp.float32 else 1
+    if parts == 1:
         return dot("bti,io->bto", x, matrix)
-    # XLA's CPU compiler adds such products one after another. In some models a few inputs are a thousand times larger than
-    # the others (Sun et al. 2024, massive activations), and all that is added after them is rounded to their precision. Eight
-    # shorter sums halve the error of SmolLM2's logits. Few rows cost nothing more; for many this product takes two and a half
-    # times as long, and an answer's log-probability asks for less.
-    shape = (layout.model, TERMS, inputs // TERMS)
+    shape = (layout.model, parts, inputs // parts)
     y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
     return add_in_order(y, 1).sum(axis=0)
 
@@ -66,20 +74,14 @@ def add_in_order(x: jax.Array, axis: int) -> jax.Array:
 
 
 def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:
-    """x [B, T, I] with zeros added along T where its B * T rows are too few for a product with a weight to be fast."""
-    missing = _fewest_rows(layout, x.dtype) - x.shape[0] // layout.data * x.shape[1]
-    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x
+    """x [B, T, I] of 16 bits with zeros added along T where its B * T rows are too few for a product with a weight to be fast.
 
-
-def _fewest_rows(layout: Layout, dtype: jnp.dtype) -> int:
-    """4 on a CPU, where XLA multiplies a single 16-bit row ten times slower than four.
-
-    2 on GPUs: a single row is no matrix product to XLA. Before Ampere it converts the whole weight to float32 for one, and on
-    later ones it writes the float32 terms of smaller weights to memory before it adds them.
+    On a CPU XLA multiplies a single row ten times slower than four. On GPUs a single row is no matrix product to it: before
+    Ampere it converts the whole weight to float32, on later ones it writes the float32 terms of smaller weights to memory.
     """
-    if dtype.itemsize > 2:
-        return 1
-    return {"cpu": 4, "gpu": 2}.get(layout.platform, 1)
+    fewest = FEWEST_ROWS.get(layout.platform, 1) if x.dtype.itemsize == 2 else 1
+    missing = fewest - x.shape[0] // layout.data * x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x
 
 
 def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh
 
 from jaxllm import cache as kv
-from jaxllm.buckets import MAX_CHUNK, cache_length
+from jaxllm.buckets import cache_length
 from jaxllm.config import ModelConfig
 from jaxllm.model import Decoder
 from jaxllm.roofline import decode_step, seconds_per_token
 from jaxllm.score import row_length
+from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.hardware import hardware
-from sharding.layout import AMPERE, HOPPER, Layout, make_layout
+from sharding.layout import Layout, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
@@ -153,38 +153,6 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
     layer = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shapes[0])
     return len(shapes) * layer
-
-
-def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
-    """About what a step of generating needs on each device beside weights and cache: the larger of prefill and decode."""
-    size, chunk = jnp.dtype(dtype).itemsize, min(MAX_CHUNK, length)
-    tokens = chunk * 4 * config.intermediate_size // layout.model
-    if layout.platform != "cpu":  # there attention goes over blocks of the cache, elsewhere over all of it at once
-        tokens += chunk * length * config.num_heads * (4 + size) // layout.model
-    logits = 3 * rows * config.vocab_size * 4  # as they come, and what sampling makes of them
-    return gathered_bytes(config, layout, dtype) + max(tokens, logits)
-
-
-def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
-    """About what a scoring step needs on each device: an ffn's activations, residuals, and the weights gathered meanwhile."""
-    # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
-    ffn = 9 if layout.capability < AMPERE else 4
-    activations = row_length(layout.platform) * (ffn * config.intermediate_size // layout.model + 6 * config.hidden_size)
-    if not layout.gathered:
-        return activations
-    widest = max(2 * config.intermediate_size, config.vocab_size)
-    return activations + widest * config.hidden_size * jnp.dtype(dtype).itemsize // layout.model
-
-
-def gathered_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
-    """Of weights that a step of generating holds whole: two layers and the tables; before Hopper one matrix at a time."""
-    if not layout.gathered:
-        return 0
-    table = config.vocab_size * config.hidden_size
-    weights = 2 * config.layer_params + (1 if config.tied_head else 2) * table
-    if layout.capability < HOPPER:
-        weights = max(table, config.hidden_size * config.intermediate_size)
-    return weights * jnp.dtype(dtype).itemsize // layout.model
 
 
 def _halves(length: int) -> list[int]:

@@ -1,0 +1,39 @@
+"""What a plan says that a step holds is what XLA's programs hold, within a tenth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from jaxllm import programs
+from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.plan import layouts
+from jaxllm.steps import Steps
+from jaxllm.working_memory import score_bytes, step_bytes
+from sharding.hlo import analyse
+from sharding.layout import make_layout
+
+SMOL = replace(PRESETS["smollm2-135m"], num_layers=2)
+# Ungrouped heads, other proportions, a head of its own.
+OTHER = ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)
+TOKENS = 512
+
+
+@pytest.mark.parametrize("config", [SMOL, OTHER], ids=["smollm2", "llama"])
+@pytest.mark.parametrize("name", [*layouts(4), "tensor-1"])
+def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
+    name, _, alone = name.partition("-1")
+    layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)
+    steps = Steps(config, layout, "float32")
+
+    def held(program: programs.Program) -> int:
+        memory = analyse(program.compile()).memory
+        assert memory is not None
+        return memory.temp
+
+    rows = 8 * layout.data
+    generating = max(held(programs.prefill(steps, TOKENS, rows, TOKENS)), held(programs.decode(steps, rows, TOKENS)))
+    assert step_bytes(config, layout, "float32", rows, TOKENS) == pytest.approx(generating, rel=0.1)
+    assert score_bytes(config, layout, "float32") == pytest.approx(held(programs.score(steps, 2048, 0)), rel=0.1)
