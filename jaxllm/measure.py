@@ -19,16 +19,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxllm import cache as kv
+from jaxllm.attention import attend
 from jaxllm.layers import dot
 from sharding.hardware import Hardware
 from sharding.mesh import device_memory
 
+VERSION = 2  # of what is measured: what others have kept is measured anew
 ROWS = (1, 4, 16, 64, 256, 1024)  # of products
 REPEATS, CALLS = 5, 4
 LONG = 0.1  # seconds of a call that need not be repeated so often
-WIDTH = 4096  # of matrices that no cache holds: some processors have hundreds of megabytes
-EXCHANGES = 32  # in one program
+WIDTH = 4096  # of matrices; on a CPU a quarter, as small models have, and so many that no cache holds them
+EXCHANGES, FEW = 32, 4  # in one program, of small and of large arrays
 SMALL, LARGE = 1 << 12, 1 << 23  # numbers exchanged
+CACHED = (8, 8, 4, 8, 128)  # rows, KV heads, queries of each, blocks, head size: a cache of 67 MB in float32
+LAUNCHES = 64  # in one program
 
 
 def measured(devices: list[jax.Device], dtype: str, folder: Path) -> Hardware:
@@ -50,17 +55,17 @@ def measured(devices: list[jax.Device], dtype: str, folder: Path) -> Hardware:
 
 
 def _key(devices: list[jax.Device], dtype: str) -> str:
-    text = f"{devices[0].device_kind}-{len(devices)}-{dtype}-{os.cpu_count()}-jax{jax.__version__}"
+    text = f"{devices[0].device_kind}-{len(devices)}-{dtype}-{os.cpu_count()}-jax{jax.__version__}-{VERSION}"
     return re.sub(r"[^\w.-]", "_", text) + ".json"
 
 
 def measure(devices: list[jax.Device], dtype: str) -> Hardware:
     """Copies, products of few and of many rows, and exchanges."""
     mesh = _mesh(devices)
-    inputs, outputs = (WIDTH, 4 * WIDTH // len(devices)) if devices[0].platform == "cpu" else (2 * WIDTH, 4 * WIDTH)
-    weights = _filled(mesh, (inputs, outputs), dtype)
-    curve = tuple((rows, _product(mesh, weights, rows, dtype) / (inputs * outputs)) for rows in ROWS)
-    hop, link = _exchange(mesh) if len(devices) > 1 else (0.0, 1e12)
+    width, count = (WIDTH // 4, 64 // len(devices)) if devices[0].platform == "cpu" else (2 * WIDTH, 2)
+    weights = [_filled(mesh, (width, width), dtype) for _ in range(count)]
+    curve = tuple((rows, _product(mesh, weights, rows, dtype) / (count * width**2)) for rows in ROWS)
+    hop, link, gather = _exchange(mesh) if len(devices) > 1 else (0.0, 1e12, None)
     flops = max(2 * rows / seconds for rows, seconds in curve)
     capability = getattr(devices[0], "compute_capability", None) if devices[0].platform == "gpu" else None
     return Hardware(
@@ -74,6 +79,9 @@ def measure(devices: list[jax.Device], dtype: str) -> Hardware:
         hop=hop,
         capability=capability,
         curve=curve,
+        cache_rate=_cache_rate(mesh, dtype),
+        gather_rate=gather,
+        launch=_launch(mesh),
     )
 
 
@@ -102,10 +110,16 @@ def _seconds(run: Callable[[], Any]) -> float:
     return one if one > LONG else statistics.median(seconds(CALLS) for _ in range(REPEATS))
 
 
-def _product(mesh: Mesh, weights: jax.Array, rows: int, dtype: str) -> float:
-    x = _filled(mesh, (rows, weights.shape[1]), dtype)
-    spec = P("all")
-    step = jax.jit(jax.shard_map(partial(dot, "ark,ako->aro"), mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> float:
+    """Of so many rows with one matrix after another, as in a model."""
+    x = _filled(mesh, (rows, weights[0].shape[1]), dtype)
+
+    def local(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        for weight in weights:
+            x = dot("ark,ako->aro", x, weight).astype(x.dtype)
+        return x
+
+    step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("all"), out_specs=P("all")))
     return _seconds(lambda: step(x, weights))
 
 
@@ -123,21 +137,57 @@ def copy_rate(devices: list[jax.Device]) -> float:
     return 2 * x.nbytes / mesh.size / _seconds(run)
 
 
-def _exchange(mesh: Mesh) -> tuple[float, float]:
-    """Seconds of a small all-reduce, and bytes a second of a large one, as a ring's link would have them."""
+def _cache_rate(mesh: Mesh, dtype: str) -> float:
+    rows, heads, group, blocks, head_dim = CACHED
+    platform = mesh.devices.flat[0].platform
+    kept = kv.cache_dtype(dtype, platform)
+    # Each device has rows of its own, as in a batch.
+    q = _filled(mesh, (rows, 1, heads * group, head_dim), dtype).reshape(-1, 1, heads * group, head_dim)
+    keys = _filled(mesh, (rows, heads, blocks, head_dim, kv.BLOCK), kept).reshape(-1, heads, blocks, head_dim, kv.BLOCK)
+    values = keys.swapaxes(3, 4)
+    start = jnp.full(len(q), blocks * kv.BLOCK - 1, jnp.int32)
+    spec = P("all")
+    step = jax.jit(jax.shard_map(partial(attend, platform=platform), mesh=mesh, in_specs=spec, out_specs=spec))
+    return 2 * keys.nbytes / mesh.size / _seconds(lambda: step(q, keys, values, start))
 
-    def seconds(numbers: int, times: int) -> float:
+
+def _launch(mesh: Mesh) -> float:
+    """Seconds of a small product that waits for the one before."""
+    x = _filled(mesh, (8, 8), jnp.float32)
+
+    @jax.jit
+    def chain(x: jax.Array) -> jax.Array:
+        y = x
+        for _ in range(LAUNCHES):
+            y = dot("abi,aio->abo", y, x)
+        return y
+
+    return _seconds(lambda: chain(x)) / LAUNCHES
+
+
+def _exchange(mesh: Mesh) -> tuple[float, float, float]:
+    """Seconds of a small all-reduce; bytes a second of a large one, as a ring's link would have them, and of an all-gather."""
+    n, spec = mesh.size, P("all")
+
+    def seconds(numbers: int, times: int, exchange: Callable[[jax.Array], jax.Array]) -> float:
         x = _filled(mesh, (numbers,), jnp.float32)
 
         def local(x: jax.Array) -> jax.Array:
-            def again(_: Any, x: jax.Array) -> jax.Array:
-                return jax.lax.psum(x, "all") / mesh.size
+            return jax.lax.fori_loop(0, times, lambda _, x: exchange(x), x)
 
-            return jax.lax.fori_loop(0, times, again, x)
-
-        step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("all"), out_specs=P("all"), check_vma=False))
+        step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
         return _seconds(lambda: step(x)) / times
 
-    hop = seconds(SMALL, EXCHANGES)
-    large = max(seconds(LARGE, 2) - hop, 1e-9)
-    return hop, 2 * (mesh.size - 1) / mesh.size * LARGE * 4 / large
+    def reduce(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, "all") / n
+
+    def gather(x: jax.Array) -> jax.Array:
+        """All parts, of which another's goes on: XLA would not gather for its own."""
+        return jax.lax.dynamic_index_in_dim(jax.lax.all_gather(x, "all"), (jax.lax.axis_index("all") + 1) % n, keepdims=False)
+
+    hop = seconds(SMALL, EXCHANGES, reduce)
+    reduced = max(seconds(LARGE, FEW, reduce) - hop, 1e-9)
+    # Of a size that models which run on a CPU have: it stays in caches.
+    matrix = LARGE // 8 if mesh.devices.flat[0].platform == "cpu" else LARGE
+    gathered = max(seconds(matrix // n, FEW, gather) - hop, 1e-9)
+    return hop, 2 * (n - 1) / n * LARGE * 4 / reduced, (n - 1) / n * matrix * 4 / gathered

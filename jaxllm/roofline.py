@@ -7,13 +7,18 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 
+from jaxllm.cache import cache_dtype
 from jaxllm.config import ModelConfig
+from jaxllm.layers import parts_of_ffn
 from jaxllm.tree_attention import TILE
 from sharding.hardware import Hardware
 from sharding.layout import Layout
+from sharding.padding import pad_heads
 
 REACHED = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 7  # of a layer: a gather each
+OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
+MANY, IN_PARTS = 16, 2.5  # a product that is added in parts takes so many times as long, of more rows than so many
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class StepSeconds:
       activations: between products, to memory and back.
       gathers: of weights, behind all of the above.
       reduces: of activations, behind nothing.
+      launches: what operations take beside what they do.
     """
 
     products: float
@@ -33,10 +39,11 @@ class StepSeconds:
     activations: float
     gathers: float
     reduces: float
+    launches: float
 
     @property
     def total(self) -> float:
-        return max(self.products + self.attention + self.activations, self.gathers) + self.reduces
+        return max(self.products + self.attention + self.activations + self.launches, self.gathers) + self.reduces
 
 
 def score_step(
@@ -73,7 +80,7 @@ def _between(curve: tuple[tuple[int, float], ...], rows: int) -> float:
 class _Step:
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
         self.config, self.layout, self.hardware = config, layout, hardware
-        self.size = jnp.dtype(dtype).itemsize
+        self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
         self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
 
     def seconds(self, tokens: int, scored: int, keys: int, cached: int) -> StepSeconds:
@@ -85,15 +92,34 @@ class _Step:
         # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
         between = (heads + 2 * config.intermediate_size + 2 * d) * (4 + size) / model + 8 * d * size
         scores = n * keys / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
-        read = cached * config.kv_bytes_per_token(size) / model
+        read = cached * self._cache_bytes() / model
+        attention = layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
+        attention += read / hardware.bandwidth
+        if hardware.cache_rate and tokens == scored:  # of single tokens, it was measured as a whole
+            attention = read / hardware.cache_rate
         return StepSeconds(
-            products=(layers * self._product(config.layer_params, tokens) + self._product(table, scored)) / model,
-            attention=layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
-            + read / hardware.bandwidth,
+            products=(layers * self._layer(tokens) + self._product(table, scored)) / model,
+            attention=attention,
             activations=layers * tokens * between / hardware.bandwidth,
-            gathers=self._gathers(),
+            gathers=self._gathers(looped=tokens == scored),
             reduces=self._reduces(tokens),
+            launches=layers * OPERATIONS.get(self.layout.platform, 0) * hardware.launch,
         )
+
+    def _cache_bytes(self) -> int:
+        """Of a token, padding included."""
+        config, layout = self.config, self.layout
+        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+        kept = jnp.dtype(cache_dtype(self.dtype, layout.platform)).itemsize
+        return 2 * config.num_layers * slots * config.head_dim * kept
+
+    def _layer(self, tokens: int) -> float:
+        """Of a layer's matrices."""
+        seconds = self._product(self.config.layer_params, tokens)
+        inputs = self.config.intermediate_size // self.layout.model
+        if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
+            seconds += (IN_PARTS - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
+        return seconds
 
     def _product(self, weights: int, rows: int) -> float:
         """Of a matrix: it is read, and each number multiplied for each row."""
@@ -101,13 +127,17 @@ class _Step:
             return weights * _between(self.hardware.curve, rows)
         return max(weights * self.size / self.hardware.bandwidth, 2 * weights * rows / self.flops)
 
-    def _gathers(self) -> float:
+    def _gathers(self, looped: bool) -> float:
+        """In decode's loop XLA for CPUs gathers no table: it has done so before."""
         config, data = self.config, self.layout.data
         if not self.layout.gathered or data == 1:
             return 0.0
         tables = (1 if config.tied_head else 2) * config.vocab_size * config.hidden_size
+        if looped and self.layout.platform == "cpu":
+            tables = 0
         moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model
-        return moved * (data - 1) / data / self.hardware.link + MATRICES * config.num_layers * self.hardware.hop
+        rate = self.hardware.gather_rate or self.hardware.link
+        return moved * (data - 1) / data / rate + MATRICES * config.num_layers * self.hardware.hop
 
     def _reduces(self, tokens: int) -> float:
         """Two all-reduces a layer, and the embedding's."""

@@ -9,6 +9,7 @@ import jax
 
 MIB, GIB = 1 << 20, 1 << 30
 NVLINK, PCIE, ICI = 12e-6, 30e-6, 4e-6  # seconds that a small exchange takes, by the way it goes
+LAUNCH = 2e-6  # seconds
 MOST = 64  # devices of a target
 
 
@@ -27,6 +28,9 @@ class Hardware:
       hop: seconds that a collective takes at least.
       capability: NVIDIA's compute capability; None of others.
       curve: where measured, (rows, seconds that a product with so many takes for each number of its matrix), rows increasing.
+      cache_rate: where measured, bytes a second of the cache that attention of single tokens goes through.
+      gather_rate: where measured, bytes a second that a device gets of the others' parts of an array.
+      launch: seconds that an operation takes at least.
     """
 
     name: str
@@ -39,6 +43,9 @@ class Hardware:
     hop: float
     capability: str | None
     curve: tuple[tuple[int, float], ...] = ()
+    cache_rate: float | None = None
+    gather_rate: float | None = None
+    launch: float = LAUNCH
 
     @property
     def platform(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -51,7 +52,7 @@ def test_a_curve_stands_for_the_products() -> None:
 
     def seconds(rows: int) -> float:
         weights = config.num_layers * config.layer_params + config.vocab_size * config.hidden_size
-        return decode_step(config, layout, "float32", here, rows, 1).products / weights
+        return decode_step(config, layout, "bfloat16", here, rows, 1).products / weights
 
     assert seconds(1) == pytest.approx(1e-10)
     assert seconds(5) == pytest.approx(2e-10)
@@ -71,3 +72,17 @@ def test_a_plan_of_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert list((tmp_path / "jaxllm" / "rates").iterdir())
     assert main(["plan", str(tmp_path), "--on", "H100", "--virtual-devices", "4"]) == 1
     assert "--virtual-devices are those of --on here" in capsys.readouterr().err
+
+
+def test_what_takes_longer_on_a_cpu_than_the_curve_says() -> None:
+    """A cache that was timed as a whole, operations, and the ffn's sum in parts."""
+    config, layout = PRESETS["llama-7b"], make_layout("tensor", jax.devices()[:1], 4096)
+    here = Hardware("cpu", "", 1 << 40, 1e15, 1e15, 1e15, 1e15, 0.0, None, ((1, 1e-10), (64, 1e-10)), launch=0.0)
+    plain, timed, slow = (
+        decode_step(config, layout, "float32", rates, 8, 1000)
+        for rates in (here, replace(here, cache_rate=1e10), replace(here, launch=1e-6))
+    )
+    assert timed.attention == pytest.approx(8 * 1000 * config.kv_bytes_per_token(4) / 1e10)
+    assert slow.total - plain.total == pytest.approx(config.num_layers * 40e-6)
+    few, many = (decode_step(config, layout, "float32", here, rows, 1).products for rows in (16, 17))
+    assert many - few == pytest.approx(1.5 * config.num_layers * config.hidden_size * config.intermediate_size * 1e-10)

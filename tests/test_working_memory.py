@@ -22,7 +22,7 @@ TOKENS = 512
 
 
 @pytest.mark.parametrize("config", [SMOL, OTHER], ids=["smollm2", "llama"])
-@pytest.mark.parametrize("name", [*layouts(4), "tensor-1"])
+@pytest.mark.parametrize("name", [*layouts(4), "tensor-1", "gathered-1"])
 def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
     name, _, alone = name.partition("-1")
     layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)
