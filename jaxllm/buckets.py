@@ -18,6 +18,14 @@ def chunk_bucket(tokens: int) -> int:
     return min(max(power_of_two(tokens), MIN_CHUNK), MAX_CHUNK)
 
 
+def chunk_rungs() -> list[int]:
+    """Every length of such a program."""
+    rungs = [MIN_CHUNK]
+    while rungs[-1] < MAX_CHUNK:
+        rungs.append(2 * rungs[-1])
+    return rungs
+
+
 def cache_length(max_model_len: int, block: int) -> int:
     """Positions of the longest cache, such that the bucket of no chunk passes its end."""
     return round_up(max_model_len, max(block, MAX_CHUNK // 2))

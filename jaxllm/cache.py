@@ -15,13 +15,13 @@ to a higher rung.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
 
 from jaxllm.batch import TokenBatch
 from jaxllm.config import ModelConfig
@@ -68,13 +68,13 @@ def positions(layout: Layout, rows: int, length: int) -> int:
 def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """An empty cache on the devices."""
     shapes = abstract(config, layout, rows, length, dtype)
-    return [LayerCache(*(_zeros(x.shape, x.dtype, x.sharding)() for x in layer)) for layer in shapes]
+    return [LayerCache(*(zeros(x)() for x in layer)) for layer in shapes]
 
 
 @lru_cache(maxsize=16)
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
-    # Kept: a new function would be traced anew for every array of every layer.
-    return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
+    """What makes an empty array of the cache. Kept: a new function would be traced anew for every array of every layer."""
+    return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)
 
 
 def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:
@@ -85,13 +85,13 @@ def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:
     grown = []
     while cache:
         keys, values = cache.pop(0)
-        keys, values = (_grow(x, layout, (rows, x.shape[1], length // BLOCK, *x.shape[3:])) for x in (keys, values))
+        keys, values = (grow(x, layout, (rows, x.shape[1], length // BLOCK, *x.shape[3:])) for x in (keys, values))
         grown.append(LayerCache(jax.block_until_ready(keys), values))
     return grown
 
 
 @partial(jax.jit, static_argnames=("layout", "shape"))
-def _grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
     spec = layout.spec(AXES)
 
     def local(x: jax.Array) -> jax.Array:

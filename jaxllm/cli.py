@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxllm import cache_command, checkpoint_commands, plan_command, score_command
+from jaxllm import cache_command, checkpoint_commands, plan_command, score_command, warmup_command
 from jaxllm.llm import LLM, Progress
 from jaxllm.requests import SamplingParams
 from sharding.layout import NAMES
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint_commands.add(commands)
     plan_command.add(commands)
     cache_command.add(commands)
+    warmup_command.add(commands, _add_place)
     return parser
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxllm import cache as kv
 from jaxllm.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
-from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
+from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, chunk_bucket, power_of_two
+from jaxllm.ladder import CacheLadder
 from jaxllm.requests import MAX_LOGPROBS, Logprob
 from jaxllm.scheduler import Scheduler, Sequence
 from jaxllm.steps import MAX_STEPS, Steps
-from sharding.padding import round_up
 
 PREFILL_BUDGET = 2048  # prompt tokens a turn, while other rows wait to decode
 
@@ -38,8 +38,8 @@ class Engine:
         """`on_program` is called with a program's name before its first use, which may compile it."""
         self.steps, self.params = steps, params
         self.config, self.layout = steps.config, steps.layout
-        self.max_rows = round_up(max_num_seqs, self.layout.data)
-        self.max_length = cache_length(max_model_len, kv.BLOCK)
+        self.ladder = CacheLadder.of(self.layout, max_num_seqs, max_model_len)
+        self.max_length = self.ladder.max_length
         self.scheduler = Scheduler(max_num_seqs)
         self.cache: kv.Cache = []
         self.cache_dtype = kv.cache_dtype(steps.dtype, self.layout.platform)
@@ -188,15 +188,15 @@ class Engine:
     def _fit_cache(self, length: int) -> None:
         """Give the cache enough rows for every slot in use and at least `length` positions."""
         slots = max(self.scheduler.running) + 1
-        rows = max(self.rows, row_bucket(slots, self.max_rows, self.layout.data))
-        length = kv.positions(self.layout, rows, max(self.length, length_bucket(length, self.max_length, kv.BLOCK)))
         if self.rows == 0:
-            if not self.cache or (rows, length) != _shape(self.cache):
+            shape = self.ladder.shape(slots, length)
+            if not self.cache or shape != _shape(self.cache):
                 self.cache = []  # freed before the next one is made
-                self.cache = kv.init(self.config, self.layout, rows, length, self.cache_dtype)
-        elif (rows, length) != (self.rows, self.length):
-            self.cache = kv.resize(self.cache, self.layout, rows, length)
-        self.rows, self.length = rows, length
+                self.cache = kv.init(self.config, self.layout, *shape, self.cache_dtype)
+            self.rows, self.length = shape
+        for rows, positions in self.ladder.climb((self.rows, self.length), slots, length):
+            self.cache = kv.resize(self.cache, self.layout, rows, positions)
+            self.rows, self.length = rows, positions
 
     def _sampling(self, sequences: list[Sequence | None]) -> SamplingBatch:
         def column(of: Callable[[Sequence], Any], empty: Any, dtype: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.stages import Compiled, Wrapped
 
 from jaxllm import cache as kv
-from jaxllm.batch import DecodeBatch, SamplingBatch, TokenBatch
+from jaxllm.batch import DecodeBatch, Randomness, SamplingBatch, TokenBatch
 from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.score import Scorer
 from jaxllm.steps import MAX_STEPS, Steps
@@ -28,22 +28,25 @@ class Program(NamedTuple):
         return compile_for(self.step, *self.args, **self.static)
 
 
-def decode(steps: Steps, rows: int, length: int) -> Program:
-    """Greedy decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block."""
+def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Program:
+    """Decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block.
+
+    `random`: some of them sample.
+    """
     ints = np.zeros(rows, np.int32)
-    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _greedy(rows), np.int32(MAX_STEPS), np.bool_(False))
+    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
     length = kv.positions(steps.layout, rows, length)
     args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
     return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 
 
-def prefill(steps: Steps, tokens: int, rows: int, length: int) -> Program:
+def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> Program:
     """A chunk of `tokens` of a prompt on each part of the data axis, into a cache of `rows` and `length`."""
     data = steps.layout.data
     ints = np.zeros(data, np.int32)
     valid = None if data == 1 else np.zeros(data, bool)
     batch = TokenBatch(np.zeros((data, tokens), np.int32), ints, ints, ints, valid)
-    rest = _abstract(steps, (batch, ints, _greedy(data)))
+    rest = _abstract(steps, (batch, ints, _sampling(data, random)))
     args = (steps.abstract_params(), _cache(steps, rows, length), *rest)
     return Program(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
 
@@ -54,8 +57,25 @@ def score(steps: Steps, tokens: int, width: int) -> Program:
     return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 
-def _greedy(rows: int) -> SamplingBatch:
-    return SamplingBatch(np.zeros(rows, np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32))
+def empty_cache(steps: Steps, rows: int, length: int) -> list[Program]:
+    """What makes the arrays of a layer of an empty cache; no two are alike."""
+    arrays = dict.fromkeys(_cache(steps, rows, length)[0])
+    return [Program(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
+
+
+def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[Program]:
+    """What gives the arrays of a layer other rows and positions."""
+    name = f"growing a cache to {new[0]} rows, {new[1]} positions"
+    pairs = dict.fromkeys(zip(_cache(steps, *old)[0], _cache(steps, *new)[0], strict=True))
+    return [Program(name, kv.grow, (x,), {"layout": steps.layout, "shape": y.shape}) for x, y in pairs]
+
+
+def _sampling(rows: int, random: bool) -> SamplingBatch:
+    def column(dtype: Any) -> np.ndarray:
+        return np.zeros(rows, dtype)
+
+    how = Randomness(*(column(dtype) for dtype in (np.float32, np.uint32, np.int32, np.float32, np.float32))) if random else None
+    return SamplingBatch(column(np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32), how)
 
 
 def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:

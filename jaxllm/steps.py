@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.batch import DecodeBatch, Logprobs, PackedBatch, Sampled, SamplingBatch, Scored, TokenBatch
-from jaxllm.cache import Cache
+from jaxllm.cache import AXES, Cache
 from jaxllm.config import ModelConfig
 from jaxllm.loglikelihood import score_hidden
 from jaxllm.model import Decoder
@@ -49,7 +49,7 @@ def compiler_options(layout: Layout) -> dict[str, Any]:
         # Library kernels for products alone: given more, XLA takes them for a softmax of more than 4096 elements and not for a
         # smaller one, and with another exp a row's bits depend on the length of the cache.
         options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-        if layout.gathered:  # or XLA gathers the weights of all layers first, and holds the whole model
+        if layout.gathered and layout.data > 1:  # or XLA gathers the weights of all layers first, and holds the whole model
             options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
         return options
     return {}
@@ -75,8 +75,10 @@ class Steps:
         self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]
         options = compiler_options(layout)
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
-        self.prefill = jit(self._prefill)
-        self.decode = jit(self._decode)
+        # Said, for jax would write the same partition otherwise, and compile what is given it a second time.
+        cache = layout.sharding(AXES)
+        self.prefill = jit(self._prefill, out_shardings=(cache, None))
+        self.decode = jit(self._decode, out_shardings=(cache, None, None))
         self.score = jax.jit(self._score, static_argnames="width", compiler_options=options | scoring_options(layout))
 
     def model(self, leaves: list[jax.Array]) -> Decoder:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jax._src.compilation_cache import compress_executable
-from tiny_checkpoint import write_tiny
+from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm.compile_cache import WholeEntries
 
@@ -30,20 +34,76 @@ print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits, "seconds": COU
 """
 
 
-def start(folder: Path, xdg: Path, **environment: str) -> dict[str, Any]:
+def run_python(xdg: Path, *command: str, **environment: str) -> str:
+    """What a process with a cache folder of its own prints."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_ENABLE_COMP"))}
     env |= {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], env=env, capture_output=True, text=True, cwd=xdg)
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, cwd=xdg)
     assert done.returncode == 0, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def start(folder: Path, xdg: Path, **environment: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(run_python(xdg, "-c", PROGRAM, str(folder), **environment).splitlines()[-1])
     return result
 
 
+WARM = """
+import json, sys
+from jaxllm import LLM, SamplingParams, virtual_cpu_devices
+from jaxllm.compiling import COUNTER
+
+virtual_cpu_devices(2)
+llm = LLM(sys.argv[1], layout="tensor", max_num_seqs=2, max_model_len=256)
+greedy, random = SamplingParams(temperature=0, max_tokens=100), SamplingParams(seed=1, top_p=0.9, max_tokens=5)
+llm.generate([[3] * 100], greedy)
+llm.generate([[3, 4, 5], [6] * 140], [greedy, random])
+print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits}))
+"""
+
+
+@pytest.mark.slow
+def test_after_a_warmup_nothing_is_compiled(tmp_path: Path) -> None:
+    """Growing caches, prompts and answers of all lengths, greedy and sampling."""
+    folder = write_tiny(tmp_path / "model", max_position_embeddings=512, num_hidden_layers=1)
+    command = ["-m", "jaxllm.cli", "warmup", str(folder), "--virtual-devices", "2", "--layout", "tensor"]
+    command += ["--max-num-seqs", "2", "--max-model-len", "256"]
+    assert "up to 2 sequences of 256 tokens" in run_python(tmp_path, *command)
+    warm = json.loads(run_python(tmp_path, "-c", WARM, str(folder)).splitlines()[-1])
+    assert warm["misses"] == 0 and warm["hits"] > 8
+    assert ": 0 compiled in " in run_python(tmp_path, *command)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_cache(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", max_position_embeddings=512)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: start(folder, tmp_path), range(2))
+    assert first["tokens"] == second["tokens"]
+    assert start(folder, tmp_path)["misses"] == 0
+
+
+def test_a_cold_start_in_a_terminal_shows_what_it_does(tmp_path: Path) -> None:
+    """A bar of what is loaded, and each program that is compiled."""
+    folder = write_tokenizer(write_tiny(tmp_path / "model", vocab_size=300))
+    here, there = pty.openpty()
+    termios.tcsetwinsize(there, (24, 80))
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jaxllm.cli", "generate", str(folder), "hello", "--max-tokens", "2"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=there, cwd=tmp_path) as process:
+        os.close(there)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+            while chunk := os.read(here, 1 << 16):
+                shown += chunk
+        os.close(here)
+    assert process.returncode == 0
+    assert b"loading:" in shown
+    assert b"prefill of 16 tokens" in shown and b"decode of 1 rows" in shown
+
+
 def cache_command(xdg: Path, *options: str) -> str:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}
-    command = [sys.executable, "-m", "jaxllm.cli", "cache", *options]
-    env |= {"XDG_CACHE_HOME": str(xdg), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=xdg).stdout
+    return run_python(xdg, "-m", "jaxllm.cli", "cache", *options)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tiny_checkpoint import write_tiny
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
 from jaxllm import cache as kv
-from jaxllm import engine as engine_module
+from jaxllm import ladder as ladder_module
 from jaxllm.batch import SamplingBatch, TokenBatch
 from jaxllm.engine import Engine
 from jaxllm.requests import SamplingParams
@@ -69,7 +69,7 @@ def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
 
 def in_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone or not, the cache has all its rows."""
-    monkeypatch.setattr(engine_module, "row_bucket", lambda rows, max_rows, data: max_rows)
+    monkeypatch.setattr(ladder_module, "row_bucket", lambda rows, max_rows, data: max_rows)
 
 
 def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:

@@ -73,9 +73,13 @@ def _tpus(kind: str, count: int) -> list[jax.Device]:
 
 
 def compile_for(jitted: Wrapped, *args: Any, **kwargs: Any) -> Compiled:
-    """Compile for the devices of the arguments, which are ShapeDtypeStructs with shardings: those here, or described ones."""
-    device = next(iter(jax.tree.leaves((args, kwargs))[0].sharding.device_set))
-    if device in jax.local_devices(backend=None):
+    """Compile for the devices of the arguments, which are ShapeDtypeStructs with shardings: those here, or described ones.
+
+    Without arguments it is for those here.
+    """
+    leaves = jax.tree.leaves((args, kwargs))
+    device = next(iter(leaves[0].sharding.device_set)) if leaves else None
+    if device is None or device in jax.local_devices(backend=None):
         return jitted.lower(*args, **kwargs).compile()
     if device.platform == "gpu":
         return compile_for_cuda(jitted, *args, **kwargs)

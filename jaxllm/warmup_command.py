@@ -1,0 +1,61 @@
+"""`jaxllm warmup MODEL`: compile ahead what generating will need."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from checkpoints.checkpoint import read_config
+from checkpoints.hub import compiled_dir, resolve_config
+from jaxllm.compile_cache import folder_in_use, use_compilation_cache
+from jaxllm.compiling import COUNTER
+from jaxllm.plan import Run
+from jaxllm.remedies import plan_or_refuse
+from jaxllm.steps import Steps
+from jaxllm.warmup import compile_all, wanted
+from sharding.mesh import pick_devices, virtual_cpu_devices
+
+
+def add(commands: Any, add_place: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add the command to the command line's subparsers."""
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile ahead what generating will need",
+        description="Compile every program that generating may need, several at a time, and keep them on the disk. Of the model "
+        "only the config is read. The programs depend on the options below: give those of the runs to come.",
+    )
+    warmup.add_argument("model", help="folder, .gguf file, hub id, or smollm2-135m")
+    add_place(warmup)
+    warmup.add_argument("--max-num-seqs", type=int, help="most sequences at once")
+    warmup.add_argument("--greedy", action="store_true", help="leave out the programs that sample")
+    warmup.set_defaults(run=run_warmup)
+
+
+def run_warmup(args: argparse.Namespace) -> int:
+    if args.virtual_devices is not None:
+        virtual_cpu_devices(args.virtual_devices)
+    use_compilation_cache(compiled_dir())
+    config, devices = read_config(resolve_config(args.model)), pick_devices(args.devices)
+    dtype = args.dtype or ("float32" if devices[0].platform == "cpu" else config.dtype)
+    plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
+    steps = Steps(config, plan.layout, plan.dtype)
+    started = time.perf_counter()
+    programs = wanted(steps, plan.max_model_len, plan.max_num_seqs, random=not args.greedy)
+    with tqdm(total=len(programs), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def done(program: Any) -> None:
+            bar.set_description(program.name)
+            bar.update()
+
+        compile_all(programs, done)
+    print(
+        f"{len(programs)} programs for layout {plan.layout.name}, up to {plan.max_num_seqs} sequences of {plan.max_model_len} "
+        f"tokens: {COUNTER.misses} compiled in {time.perf_counter() - started:.1f} s, the rest were there; in "
+        f"{folder_in_use(compiled_dir())}"
+    )
+    return 0
