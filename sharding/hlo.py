@@ -27,6 +27,7 @@ COLLECTIVES = (
 COPIES = ("copy", "convert", "transpose", "reverse", "slice", "dynamic-slice", "concatenate", "pad", "broadcast")
 # They may stand between a copy and its source, and move nothing.
 FREE = ("bitcast", "reshape", "get-tuple-element")
+FAST = 1  # a TPU's memory beside its products; 5 is the host's
 # What a schedule of a GPU is made of, beside collectives.
 COMPUTES = ("fusion", "custom-call", "dot", "while", "call", "conditional", "copy")
 # Elsewhere `to_apply` names the operator of a reduction.
@@ -137,7 +138,7 @@ class Program:
     def large_copies(self, min_bytes: int) -> list[Copy]:
         """Copies, conversions, transpositions, slices and repetitions that write at least `min_bytes` on one device.
 
-        Not those from one of its memories to another: that is how a TPU reads ahead.
+        Not those into or out of a TPU's fast memory: that is how it reads ahead.
         """
         return [
             Copy(i.opcode, i.name, array, where, in_loop, i.source)
@@ -164,7 +165,7 @@ class Program:
         """Those results of an instruction that are copies."""
         if i.opcode == "copy-start":  # (the copy, its source, a context)
             copy, source, *_ = i.results
-            return (copy,) if copy.space == source.space else ()
+            return () if FAST in (copy.space, source.space) else (copy,)
         if i.opcode != "fusion":
             return i.results if _is_copy(i, computation) else ()
         body = self.module.computations[i.callees[0]]

@@ -26,7 +26,7 @@ ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}")  # {output}: (parameter
 class Array:
     """Type and shape as XLA writes them: `bf16[6656,4480]` has dtype "bf16" and shape (6656, 4480).
 
-    `space` is 0 for the device's memory; TPUs have a small fast one, which is another.
+    `space` is the memory it is in: 0 is the device's own.
     """
 
     dtype: str

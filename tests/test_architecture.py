@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cache_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.plan_command": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.warmup_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
     "bench": PACKAGES,
 }

@@ -231,6 +231,14 @@ def test_one_of_two_outputs_of_a_fusion_may_be_a_copy() -> None:
     ]
 
 
+def test_what_a_tpu_reads_ahead_is_no_copy() -> None:
+    ahead = TEXT.replace(
+        "(bf16[8,128]{1,0}, bf16[8,128]{1,0:S(5)}", "(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0:T(8,128)}"
+    )
+    assert ahead != TEXT
+    assert [copy.opcode for copy in analyse(ahead).large_copies(0)] == ["fusion"]
+
+
 def test_bytes_of_narrow_types_are_rounded_up() -> None:
     assert analyse(TEXT).aliased_bytes == 8  # 15 numbers of 4 bits
     sizes = {"pred[3]": 3, "f8e4m3fn[2,2]": 4, "bf16[<=5]": 10, "c64[]": 8, "token[]": 0}
