@@ -25,7 +25,7 @@ from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine
-from jaxllm.plan import Plan, Run
+from jaxllm.plan import Plan, Run, default_dtype
 from jaxllm.remedies import plan_or_refuse
 from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
 from jaxllm.scheduler import Sequence as EngineSequence
@@ -145,7 +145,7 @@ class LLM:
                 raise ValueError(f"{name}={value}: it must be at least 1")
         if max_model_len and max_model_len > self.config.max_position:
             raise ValueError(f"max_model_len={max_model_len} exceeds the model's context of {self.config.max_position} positions")
-        chosen = dtype or ("float32" if devices[0].platform == "cpu" else self.config.dtype)
+        chosen = dtype or default_dtype(self.config, devices)
         return plan_or_refuse(Run(self.config, devices, chosen, layout, max_model_len, max_num_seqs, workload))
 
     # The doors

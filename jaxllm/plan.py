@@ -70,6 +70,11 @@ class Plan:
         return self.memory is None or self.nbytes <= USABLE * self.memory
 
 
+def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
+    """float32 on a CPU, else what the checkpoint holds."""
+    return "float32" if devices[0].platform == "cpu" else config.dtype
+
+
 def find_plan(run: Run) -> Plan:
     """Fill in what is left open, as much as fits; what is least where nothing does.
 

@@ -19,7 +19,7 @@ from jaxllm.compiled_report import CompiledStep, compiled_steps
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.measure import measured
-from jaxllm.plan import CONTEXT, USABLE, Plan, Run, find_plan
+from jaxllm.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
 from jaxllm.remedies import remedies
 from jaxllm.requests import RequestError
 from sharding.hardware import Hardware, absent_devices
@@ -125,10 +125,8 @@ def _devices(args: argparse.Namespace) -> list[Any]:
 
 def _dtype(config: ModelConfig, devices: list[Any]) -> str:
     """The checkpoint's, but float32 on a CPU; GPUs before Ampere have no bfloat16."""
-    if devices[0].platform == "cpu":
-        return "float32"
     old = devices[0].platform == "gpu" and float(devices[0].compute_capability or 0) < AMPERE
-    return "float16" if old and config.dtype == "bfloat16" else config.dtype
+    return "float16" if old and config.dtype == "bfloat16" else default_dtype(config, devices)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def prefill_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hard
 
 def decode_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, rows: int, context: int) -> StepSeconds:
     """A token for each of `rows` on each part of the data axis, all with `context` positions in the cache."""
-    return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context)
+    return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context, looped=True)
 
 
 def seconds_per_token(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> float:
@@ -83,8 +83,11 @@ class _Step:
         self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
         self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
 
-    def seconds(self, tokens: int, scored: int, keys: int, cached: int) -> StepSeconds:
-        """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache."""
+    def seconds(self, tokens: int, scored: int, keys: int, cached: int, looped: bool = False) -> StepSeconds:
+        """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache.
+
+        `looped`: they are single ones of many rows, in decode's loop.
+        """
         config, model, size, hardware = self.config, self.layout.model, self.size, self.hardware
         layers, d, n = config.num_layers, config.hidden_size, config.num_heads
         table = config.vocab_size * d
@@ -95,13 +98,13 @@ class _Step:
         read = cached * self._cache_bytes() / model
         attention = layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
         attention += read / hardware.bandwidth
-        if hardware.cache_rate and tokens == scored:  # of single tokens, it was measured as a whole
+        if looped and hardware.cache_rate:  # of single tokens, it was measured as a whole
             attention = read / hardware.cache_rate
         return StepSeconds(
             products=(layers * self._layer(tokens) + self._product(table, scored)) / model,
             attention=attention,
             activations=layers * tokens * between / hardware.bandwidth,
-            gathers=self._gathers(looped=tokens == scored),
+            gathers=self._gathers(looped),
             reduces=self._reduces(tokens),
             launches=layers * OPERATIONS.get(self.layout.platform, 0) * hardware.launch,
         )
@@ -111,7 +114,7 @@ class _Step:
         config, layout = self.config, self.layout
         slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
         kept = jnp.dtype(cache_dtype(self.dtype, layout.platform)).itemsize
-        return 2 * config.num_layers * slots * config.head_dim * kept
+        return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
 
     def _layer(self, tokens: int) -> float:
         """Of a layer's matrices."""
@@ -130,7 +133,7 @@ class _Step:
     def _gathers(self, looped: bool) -> float:
         """In decode's loop XLA for CPUs gathers no table: it has done so before."""
         config, data = self.config, self.layout.data
-        if not self.layout.gathered or data == 1:
+        if not self.layout.gathers:
             return 0.0
         tables = (1 if config.tied_head else 2) * config.vocab_size * config.hidden_size
         if looped and self.layout.platform == "cpu":

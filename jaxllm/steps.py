@@ -49,7 +49,7 @@ def compiler_options(layout: Layout) -> dict[str, Any]:
         # Library kernels for products alone: given more, XLA takes them for a softmax of more than 4096 elements and not for a
         # smaller one, and with another exp a row's bits depend on the length of the cache.
         options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-        if layout.gathered and layout.data > 1:  # or XLA gathers the weights of all layers first, and holds the whole model
+        if layout.gathers:  # or XLA gathers the weights of all layers first, and holds the whole model
             options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
         return options
     return {}

@@ -32,10 +32,10 @@ def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool 
     return found
 
 
-def compile_all(wanted: list[Program], done: Callable[[Program], None], workers: int | None = None) -> None:
+def compile_all(found: list[Program], done: Callable[[Program], None]) -> None:
     """Compile them, as many at once as the host has cores; `done` is called after each, on this thread."""
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        jobs = {pool.submit(program.compile): program for program in wanted}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        jobs = {pool.submit(program.compile): program for program in found}
         try:
             for job in as_completed(jobs):
                 job.result()

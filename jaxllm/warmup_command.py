@@ -14,7 +14,7 @@ from checkpoints.checkpoint import read_config
 from checkpoints.hub import compiled_dir, resolve_config
 from jaxllm.compile_cache import folder_in_use, use_compilation_cache
 from jaxllm.compiling import COUNTER
-from jaxllm.plan import Run
+from jaxllm.plan import Run, default_dtype
 from jaxllm.remedies import plan_or_refuse
 from jaxllm.steps import Steps
 from jaxllm.warmup import compile_all, wanted
@@ -41,7 +41,7 @@ def run_warmup(args: argparse.Namespace) -> int:
         virtual_cpu_devices(args.virtual_devices)
     use_compilation_cache(compiled_dir())
     config, devices = read_config(resolve_config(args.model)), pick_devices(args.devices)
-    dtype = args.dtype or ("float32" if devices[0].platform == "cpu" else config.dtype)
+    dtype = args.dtype or default_dtype(config, devices)
     plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
     steps = Steps(config, plan.layout, plan.dtype)
     started = time.perf_counter()

@@ -35,7 +35,7 @@ def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
         return sizes.cpu_score(tokens)
     # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
     activations = tokens * ((9 if layout.capability < AMPERE else 4) * sizes.ffn + 6 * config.hidden_size)
-    if not sizes.gathers:
+    if not layout.gathers:
         return activations
     widest = max(2 * config.intermediate_size, config.vocab_size)
     return activations + widest * config.hidden_size * sizes.size // layout.model
@@ -50,14 +50,13 @@ class _Sizes:
         self.embed = config.hidden_size
         self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
         self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
-        self.gathers = layout.gathered and layout.data > 1
-        self.table = self.vocab * self.embed * self.size if self.gathers else 0
+        self.table = self.vocab * self.embed * self.size if layout.gathers else 0
         self.tables = self.table * (1 if config.tied_head else 2)
-        self.matrix = self.ffn * self.embed * self.size if self.gathers else 0
+        self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
 
     def gathered(self) -> int:
         """Of weights that a GPU holds whole: two layers and the tables; before Hopper one matrix at a time."""
-        if not self.gathers:
+        if not self.layout.gathers:
             return 0
         if self.layout.capability < HOPPER:
             return max(self.table, self.matrix)
@@ -65,7 +64,7 @@ class _Sizes:
 
     def cpu_decode(self, rows: int) -> int:
         """The logits; of a gathered layout the tables, which XLA gathers before the loop, a layer, and a matrix beside."""
-        layer = self.config.layer_params * self.size // self.layout.model if self.gathers else 0
+        layer = self.config.layer_params * self.size // self.layout.model if self.layout.gathers else 0
         return self._logits(rows) + self.tables + max(layer + self.matrix, self._converted())
 
     def cpu_prefill(self, tokens: int) -> int:
@@ -75,7 +74,7 @@ class _Sizes:
 
     def cpu_score(self, tokens: int) -> int:
         # The scheduler of gathered layouts, which saves memory, holds one array of logits less.
-        logits = (2 if self.gathers else 3) * CHUNK * self.vocab * 4
+        logits = (2 if self.layout.gathers else 3) * CHUNK * self.vocab * 4
         return self._cpu(self._ffn(tokens), tokens, logits + 4 * tokens * self.embed)
 
     def _cpu(self, layer: int, tokens: int, head: int) -> int:

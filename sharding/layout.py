@@ -63,6 +63,11 @@ class Layout:
         return float(capability) if capability[:1].isdigit() else math.inf  # AMD's begin with letters
 
     @property
+    def gathers(self) -> bool:
+        """Whether weights are gathered before their use: not from a single part."""
+        return self.gathered and self.data > 1
+
+    @property
     def parts(self) -> int:
         """What heads, ffn and vocabulary must divide by."""
         return self.model * self.data if self.gathered and not self.embed_divides else self.model
