@@ -34,10 +34,15 @@ print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits, "seconds": COU
 """
 
 
-def run_python(xdg: Path, *command: str, **environment: str) -> str:
-    """What a process with a cache folder of its own prints."""
+def environment_in(xdg: Path) -> dict[str, str]:
+    """Of a process with a cache folder of its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_ENABLE_COMP"))}
-    env |= {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
+    return env | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def run_python(xdg: Path, *command: str, **environment: str) -> str:
+    """What such a process prints."""
+    env = environment_in(xdg) | environment
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, cwd=xdg)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -88,9 +93,8 @@ def test_a_cold_start_in_a_terminal_shows_what_it_does(tmp_path: Path) -> None:
     folder = write_tokenizer(write_tiny(tmp_path / "model", vocab_size=300))
     here, there = pty.openpty()
     termios.tcsetwinsize(there, (24, 80))
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "jaxllm.cli", "generate", str(folder), "hello", "--max-tokens", "2"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=there, cwd=tmp_path) as process:
+    with subprocess.Popen(command, env=environment_in(tmp_path), stdout=subprocess.PIPE, stderr=there, cwd=tmp_path) as process:
         os.close(there)
         shown = b""
         with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
