@@ -27,7 +27,6 @@ from jaxllm.roofline import decode_step, prefill_step, score_step
 from jaxllm.score import Scorer, row_length
 from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.hardware import Hardware
-from sharding.hlo import analyse
 
 PROMPT, NEW = 512, 33  # tokens
 BATCHES = (1, 8)
@@ -103,23 +102,14 @@ def sizes(subject: Subject) -> list[dict[str, Any]]:
     def held(arrays: list[jax.Array]) -> int:
         return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards if shard.device == device)
 
-    def temporaries(program: programs.Program) -> int:
-        memory = analyse(program.compile()).memory
-        assert memory is not None
-        return memory.temp
-
     n, length, tokens = engine.rows, engine.length, row_length(layout.platform)
-    generate = max(
-        temporaries(programs.prefill(engine.steps, PROMPT, n, length)), temporaries(programs.decode(engine.steps, n, length))
-    )
+    generating = (programs.prefill(engine.steps, PROMPT, n, length), programs.decode(engine.steps, n, length))
+    scoring = programs.score(engine.steps, tokens, 0 if layout.platform == "cpu" else WIDTH)
     pairs = {
         "weights": (weight_bytes(config, layout, dtype), held(engine.params)),
         "cache": (cache_bytes(config, layout, dtype, n, length), held([x for layer in engine.cache for x in layer])),
-        "temporaries, generating": (step_bytes(config, layout, dtype, n, length), generate),
-        "temporaries, scoring": (
-            score_bytes(config, layout, dtype),
-            temporaries(programs.score(engine.steps, tokens, 0 if layout.platform == "cpu" else WIDTH)),
-        ),
+        "temporaries, generating": (step_bytes(config, layout, dtype, n, length), max(one.temp_bytes() for one in generating)),
+        "temporaries, scoring": (score_bytes(config, layout, dtype), scoring.temp_bytes()),
     }
     return [{"what": what, "unit": "B", "predicted": a, "actual": b} for what, (a, b) in pairs.items()]
 

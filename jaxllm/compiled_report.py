@@ -19,6 +19,7 @@ from sharding.layout import Layout
 
 WIDTH = 8  # tiles that a tile of a scoring step sees, as most do
 BATCHES = (1, 8)
+PROGRAMS = 2 + len(BATCHES)  # a layout
 SMALL = 1 << 20  # bytes; copies below are none of a weight
 
 

@@ -91,8 +91,13 @@ class ModelConfig:
     @property
     def num_params(self) -> int:
         """Parameters of the whole model; a tied head counts once."""
-        tables = 1 if self.tied_head else 2
-        return self.num_layers * self.layer_params + tables * self.vocab_size * self.hidden_size + self.hidden_size
+        tables = self.num_tables * self.vocab_size * self.hidden_size
+        return self.num_layers * self.layer_params + tables + self.hidden_size
+
+    @property
+    def num_tables(self) -> int:
+        """The embedding, and a head of its own."""
+        return 1 if self.tied_head else 2
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes of keys and values that one token leaves in the cache, over all layers."""

@@ -25,7 +25,7 @@ from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine
-from jaxllm.plan import Plan, Run, default_dtype
+from jaxllm.plan import Run, default_dtype
 from jaxllm.remedies import plan_or_refuse
 from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
 from jaxllm.scheduler import Sequence as EngineSequence
@@ -40,7 +40,6 @@ ScoreRequest = tuple[str, Sequence[str]] | tuple[Sequence[int], Sequence[Sequenc
 """A context and its continuations."""
 
 STREAM_STEPS = 8  # tokens between two looks at the text
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class LLM:
       model: a folder (config.json and safetensors), a .gguf file, a hub id, or "smollm2-135m".
       layout: "tensor", "gathered", "replicated", "gathered-AxB", "replicated-AxB", or "auto".
       devices: how many, or which; None takes all.
-      dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, else what the checkpoint holds.
+      dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, else the checkpoint's (a GPU without bfloat16: float16).
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       seed: of requests that name none.
@@ -88,7 +87,11 @@ class LLM:
         self.checkpoint = open_checkpoint(resolve(model, progress.say))
         self.config: ModelConfig = self.checkpoint.config
         self.seed = seed
-        self.plan = self._plan(layout, pick_devices(devices), dtype, max_model_len, max_num_seqs, workload)
+        if seed < 0:
+            raise ValueError(f"seed={seed}: a number from 0 up")
+        picked = pick_devices(devices)
+        dtype = default_dtype(self.config, picked) if dtype is None else dtype
+        self.plan = plan_or_refuse(Run(self.config, picked, dtype, layout, max_model_len, max_num_seqs, workload))
         self.tokenizer = self.checkpoint.tokenizer()
         self.max_score_len = max_model_len or self.config.max_position  # scoring needs no cache that could limit it
         self._progress = progress
@@ -126,27 +129,6 @@ class LLM:
     def scorer(self) -> Scorer:
         """What scores token ids."""
         return Scorer(self._steps, self._params.result, row_length(self.plan.layout.platform))
-
-    def _plan(
-        self,
-        layout: str,
-        devices: list[jax.Device],
-        dtype: str | None,
-        max_model_len: int | None,
-        max_num_seqs: int | None,
-        workload: Literal["generate", "score"],
-    ) -> Plan:
-        if dtype not in (None, *DTYPES):
-            raise ValueError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: a number from 0 up")
-        for name, value in (("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: it must be at least 1")
-        if max_model_len and max_model_len > self.config.max_position:
-            raise ValueError(f"max_model_len={max_model_len} exceeds the model's context of {self.config.max_position} positions")
-        chosen = dtype or default_dtype(self.config, devices)
-        return plan_or_refuse(Run(self.config, devices, chosen, layout, max_model_len, max_num_seqs, workload))
 
     # The doors
 

@@ -18,12 +18,13 @@ from jaxllm.roofline import decode_step, seconds_per_token
 from jaxllm.score import row_length
 from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.hardware import hardware
-from sharding.layout import Layout, make_layout
+from sharding.layout import AMPERE, Layout, capability, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
 USABLE = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
 ROWS = (64, 32, 16, 8, 4, 2, 1)
+DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT = 1024  # positions in the cache where steps of generating are compared
 
 
@@ -34,6 +35,8 @@ class Run:
     Attributes:
       layout: a layout's name, or "auto".
       max_model_len, max_num_seqs: of generating; scoring keeps no cache.
+
+    Raises ValueError where one of them cannot be.
     """
 
     config: ModelConfig
@@ -43,6 +46,15 @@ class Run:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     workload: Literal["generate", "score"] = "generate"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
+        for name in ("max_model_len", "max_num_seqs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if (most := self.config.max_position) < (self.max_model_len or 0):
+            raise ValueError(f"max_model_len={self.max_model_len} exceeds the model's context of {most} positions")
 
     def laid_out(self) -> Layout:
         return make_layout(self.layout, self.devices, self.config.hidden_size)
@@ -71,8 +83,10 @@ class Plan:
 
 
 def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
-    """float32 on a CPU, else what the checkpoint holds."""
-    return "float32" if devices[0].platform == "cpu" else config.dtype
+    """float32 on a CPU, else the checkpoint's; GPUs before Ampere have no bfloat16, and take float16."""
+    if devices[0].platform == "cpu":
+        return "float32"
+    return "float16" if capability(devices[0]) < AMPERE and config.dtype == "bfloat16" else config.dtype
 
 
 def find_plan(run: Run) -> Plan:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from checkpoints.checkpoint import read_config
 from checkpoints.hub import rates_dir, resolve_config
-from jaxllm.compiled_report import CompiledStep, compiled_steps
+from jaxllm.compiled_report import PROGRAMS, CompiledStep, compiled_steps
 from jaxllm.config import PRESETS, ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.measure import measured
@@ -23,13 +23,12 @@ from jaxllm.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
 from jaxllm.remedies import remedies
 from jaxllm.requests import RequestError
 from sharding.hardware import Hardware, absent_devices
-from sharding.layout import AMPERE, make_layout
+from sharding.layout import make_layout
 from sharding.mesh import pick_devices, virtual_cpu_devices
 from sharding.targets import target_devices
 
 GIB = 1 << 30
 HERE = "here"
-PROGRAMS = 4  # compiled of a layout
 MOST_COPIES = 3  # printed of a program
 WORKLOADS: tuple[Literal["generate", "score"], ...] = ("generate", "score")
 MODEL_HELP = f"folder, .gguf file, hub id, smollm2-135m, or a shape: {', '.join(sorted(PRESETS))}"
@@ -62,7 +61,7 @@ def run_plan(args: argparse.Namespace) -> int:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     config = config_of(args.model)
     devices = _devices(args)
-    dtype = args.dtype or _dtype(config, devices)
+    dtype = args.dtype or default_dtype(config, devices)
     rates = measured(devices, dtype, rates_dir()) if args.on == HERE else devices[0].hardware
     found = estimates(config, devices, dtype, rates)
     advice = [advise(Run(config, devices, dtype, workload=workload)) for workload in WORKLOADS]
@@ -121,12 +120,6 @@ def _devices(args: argparse.Namespace) -> list[Any]:
     if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     return pick_devices(None)
-
-
-def _dtype(config: ModelConfig, devices: list[Any]) -> str:
-    """The checkpoint's, but float32 on a CPU; GPUs before Ampere have no bfloat16."""
-    old = devices[0].platform == "gpu" and float(devices[0].compute_capability or 0) < AMPERE
-    return "float16" if old and config.dtype == "bfloat16" else default_dtype(config, devices)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxllm.batch import DecodeBatch, Randomness, SamplingBatch, TokenBatch
 from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.score import Scorer
 from jaxllm.steps import MAX_STEPS, Steps
+from sharding.hlo import analyse
 from sharding.targets import compile_for
 
 
@@ -26,6 +27,12 @@ class Program(NamedTuple):
 
     def compile(self) -> Compiled:
         return compile_for(self.step, *self.args, **self.static)
+
+    def temp_bytes(self) -> int:
+        """What it holds on a device beside its arguments and results, as the compiler says."""
+        memory = analyse(self.compile()).memory
+        assert memory is not None, "every compiler here tells"
+        return memory.temp
 
 
 def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Program:

@@ -135,7 +135,7 @@ class _Step:
         config, data = self.config, self.layout.data
         if not self.layout.gathers:
             return 0.0
-        tables = (1 if config.tied_head else 2) * config.vocab_size * config.hidden_size
+        tables = config.num_tables * config.vocab_size * config.hidden_size
         if looped and self.layout.platform == "cpu":
             tables = 0
         moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model

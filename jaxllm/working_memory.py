@@ -51,7 +51,7 @@ class _Sizes:
         self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
         self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
         self.table = self.vocab * self.embed * self.size if layout.gathers else 0
-        self.tables = self.table * (1 if config.tied_head else 2)
+        self.tables = self.table * config.num_tables
         self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
 
     def gathered(self) -> int:

@@ -28,6 +28,14 @@ NAMES = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data
 AMPERE, HOPPER = 8.0, 9.0
 
 
+def capability(device: Any) -> float:
+    """Compute capability of an NVIDIA GPU, such as 9.0; infinite for every other device, which has no limits of old GPUs."""
+    if device.platform != "gpu":
+        return math.inf
+    name = str(device.compute_capability)
+    return float(name) if name[:1].isdigit() else math.inf  # AMD's begin with letters
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where arrays live on `mesh`.
@@ -56,11 +64,8 @@ class Layout:
 
     @property
     def capability(self) -> float:
-        """Compute capability of NVIDIA GPUs, such as 9.0; infinite for every other device, which has no limits of old GPUs."""
-        if self.platform != "gpu":
-            return math.inf
-        capability = str(self.mesh.devices.flat[0].compute_capability)
-        return float(capability) if capability[:1].isdigit() else math.inf  # AMD's begin with letters
+        """The devices'; see the function of this name."""
+        return capability(self.mesh.devices.flat[0])
 
     @property
     def gathers(self) -> bool:
