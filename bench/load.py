@@ -32,7 +32,7 @@ from bench.machine import describe, peak_bytes, process_seconds, report
 from bench.peers import from_pretrained, torch_and_transformers
 from checkpoints.checkpoint import CONFIG, open_checkpoint
 from checkpoints.convert import convert, plan
-from checkpoints.families import FAMILIES
+from checkpoints.families import llama
 from checkpoints.load import load, names_of_parameters
 from checkpoints.names import axis_sizes
 from checkpoints.safetensors_writer import SafetensorsFiles
@@ -180,11 +180,15 @@ def write_random(folder: Path, name: str, layers: int | None) -> Path:
     """A checkpoint of a published shape in bfloat16, in files as transformers writes them."""
     preset = PRESETS[name]
     config: ModelConfig = replace(preset, num_layers=layers or preset.num_layers, dtype="bfloat16")
-    family, sizes = FAMILIES["llama"], axis_sizes(config)
-    pairs = family.rules.by_parameter(config.num_layers)
+    sizes, fillings = axis_sizes(config), llama.RULES.by_parameter(config)
     declared = set(names_of_parameters(config))
     dtype = np.dtype(ml_dtypes.bfloat16)
-    entries = [Entry(t, pattern.tensor_shape(sizes), dtype) for path, (t, pattern) in pairs.items() if path in declared]
+    entries = [
+        Entry(tensor, filling.pattern.tensor_shape(sizes), dtype)
+        for path, filling in fillings.items()
+        if path in declared
+        for tensor in filling.tensors
+    ]
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 24, np.float32)).astype(dtype)
 
     def pieces(of: list[Entry]) -> Iterator[np.ndarray]:
@@ -195,7 +199,7 @@ def write_random(folder: Path, name: str, layers: int | None) -> Path:
                 left -= min(left, len(noise))
 
     folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps(family.write_config(config)))
+    (folder / CONFIG).write_text(json.dumps(llama.write_config(config)))
     target = SafetensorsFiles(entries, 5 * 10**9)
     for file, group in target.groups.items():
         target.write(folder, file, pieces(group))

@@ -16,6 +16,7 @@ from checkpoints.gguf import GGUFSource
 from checkpoints.gguf_tokenizer import build_tokenizer
 from checkpoints.meta import PARAMS, MetaSource
 from checkpoints.names import Rules
+from checkpoints.renamed import renamed
 from checkpoints.safetensors import SafetensorsSource
 from checkpoints.source import ORBAX, Source
 from checkpoints.torch_files import INDEX, SINGLE, TorchSource
@@ -154,5 +155,5 @@ def _weights(folder: Path, rules: Rules) -> tuple[Source, Rules]:
 
             return OrbaxSource(folder), rules.of_parameters()
         if any((folder / name).exists() for name in (SINGLE, INDEX)):
-            return TorchSource(folder), rules
-    return SafetensorsSource(folder), rules
+            return renamed(TorchSource(folder), rules), rules
+    return renamed(SafetensorsSource(folder), rules), rules

@@ -54,6 +54,20 @@ class ConfigReader:
         """The value of `key`, None when it is absent or null."""
         return None if (value := self.raw(key)) is None else self._checked(key, value, kind)
 
+    def nullable(self, key: str, default: T) -> T | None:
+        """The value of `key`, of the default's type; None when it is null, the default when it is absent."""
+        return self.optional(key, type(default)) if key in self._left else default
+
+    def positive(self, value: int | None, key: str) -> int | None:
+        """A size that `key` gave, which may be null."""
+        if value is not None and value < 1:
+            raise CheckpointError(f"{self.where}: `{key}` is {value}; it must be at least 1, or null")
+        return value
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there and has not been read."""
+        return key in self._left
+
     def raw(self, key: str) -> Any:
         """The value of `key` of any type, None when it is absent."""
         return self._left.pop(key, None)
@@ -67,13 +81,14 @@ class ConfigReader:
         """Ignore every key that starts so."""
         self.ignore(*[key for key in self._left if key.startswith(prefix)])
 
-    def default(self, key: str, value: Any) -> None:
-        """Accept `key` at this value alone: any other asks for something this package does not do."""
+    def default(self, key: str, *values: Any) -> None:
+        """Accept `key` at these values alone: any other asks for something this package does not do."""
         if key not in self._left:
             return
         given = self._left.pop(key)
-        if given != value or isinstance(given, bool) != isinstance(value, bool):
-            raise CheckpointError(f"{self.where}: `{key}` is {given!r}, and only {value!r} is supported")
+        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in values):
+            supported = " or ".join(repr(value) for value in values)
+            raise CheckpointError(f"{self.where}: `{key}` is {given!r}, and only {supported} is supported")
 
     def finish(self) -> None:
         """Refuse whatever has not been read."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +28,16 @@ from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.families import FAMILIES
 from checkpoints.load import require_tied_head
-from checkpoints.names import Pattern, Rules
+from checkpoints.names import Rules, axis_sizes
 from checkpoints.parameters import names_of_parameters
+from checkpoints.pattern import Pattern
 from checkpoints.safetensors import DTYPES
 from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.source import ORBAX
 from checkpoints.target import Entry, Target
 from checkpoints.verify import compare, differing_config
 from checkpoints.view import SLICE, View
+from jaxllm.config import ModelConfig
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all)."""
@@ -47,6 +49,28 @@ WRITING, PUBLISHING = "writing", "publishing"  # what a run that was stopped was
 PEAK_BYTES = 16 * 4 * SLICE  # a few slices in float32, read, rearranged, rounded and compared, and some for their buffers
 FORMATS = ("safetensors", "orbax")
 T = TypeVar("T")
+
+
+class Content(NamedTuple):
+    """A parameter that a tensor holds, or the part of it within `bounds`."""
+
+    path: str
+    pattern: Pattern
+    bounds: dict[str, tuple[int, int]]
+
+    def first(self, sizes: dict[str, int]) -> int:
+        """Where it begins in the tensor."""
+        return self.pattern.part.first(sizes) if self.pattern.part else 0
+
+
+def contents(rules: Rules, config: ModelConfig) -> dict[str, list[Content]]:
+    """Of each tensor, in the order of the rules."""
+    found: dict[str, list[Content]] = {}
+    for path, (tensors, pattern) in rules.by_parameter(config).items():
+        for i, tensor in enumerate(tensors):
+            bounds = {pattern.stacked: (i, i + 1)} if pattern.stacked else {}
+            found.setdefault(tensor, []).append(Content(path, pattern, bounds))
+    return {tensor: sorted(held, key=lambda content: content.first(axis_sizes(config))) for tensor, held in found.items()}
 
 
 @dataclass(frozen=True)
@@ -68,9 +92,9 @@ class Job:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entries in self.groups.values() for entry in entries)
 
-    def by_parameter(self) -> dict[str, tuple[str, Pattern]]:
-        """Path of each parameter -> the tensor that it becomes, and how."""
-        return self.rules.by_parameter(self.source.config.num_layers)
+    def contents(self) -> dict[str, list[Content]]:
+        """Of each tensor that is written."""
+        return contents(self.rules, self.source.config)
 
     @property
     def work(self) -> Path:
@@ -99,18 +123,20 @@ def plan(
     view, rules = View(source), FAMILIES[source.family].rules
     if to == "orbax":
         rules = rules.of_parameters()
-    names = rules.by_parameter(source.config.num_layers)
     declared = set(names_of_parameters(source.config))
-    extra = view.extra + [tensor for path, (tensor, _) in view.by_param.items() if path not in declared]
+    extra = view.extra + [name for path, filling in view.by_param.items() if path not in declared for name in filling.tensors]
     if extra:
         raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
-    expected = [path for path in names if path in declared]
-    if missing := [source.rules.by_parameter(source.config.num_layers)[p][0] for p in expected if p not in view.by_param]:
+    fillings = source.rules.by_parameter(source.config)
+    needed = [name for path in fillings if path in declared for name in fillings[path].tensors]
+    if missing := [name for name in needed if name not in source.source.tensors]:
         raise CheckpointError(f"{source.source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete")
     entries = []
-    for path in expected:
-        view.shape(path)
-        entries.append(Entry(names[path][0], names[path][1].tensor_shape(view.sizes), _dtype(view, path, dtype)))
+    for name, held in contents(rules, source.config).items():
+        if held[0].path in declared:
+            dtypes = {_dtype(view, content.path, dtype) for content in held if view.shape(content.path)}
+            one = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+            entries.append(Entry(name, held[0].pattern.tensor_shape(view.sizes), one))
     require_tied_head(source.source, source.rules, source.config)
     return Job(source, target.resolve(), dtype, rules, _format(to, entries, max_shard_bytes))
 
@@ -245,13 +271,13 @@ def _begin(job: Job) -> bool:
 
 def _write(job: Job, progress: Progress) -> None:
     view = View(job.source)
-    by_tensor = {tensor: (path, pattern) for path, (tensor, pattern) in job.by_parameter().items()}
+    by_tensor = job.contents()
     done = 0
 
     def pieces(entries: list[Entry]) -> Iterator[np.ndarray]:
         nonlocal done
         for entry in entries:
-            for piece in _pieces(view, *by_tensor[entry.name], entry, job.format.rows(entry)):
+            for piece in _pieces(view, by_tensor[entry.name], entry, job.format.rows(entry)):
                 yield piece
                 done += piece.nbytes
                 progress(done, job.nbytes)
@@ -265,14 +291,24 @@ def _write(job: Job, progress: Progress) -> None:
     job.format.end(job.work)
 
 
-def _pieces(view: View, path: str, pattern: Pattern, entry: Entry, rows: int) -> Iterator[np.ndarray]:
+def _pieces(view: View, held: list[Content], entry: Entry, rows: int) -> Iterator[np.ndarray]:
     """A target tensor's numbers, in order: slices along its first dimension, of a multiple of `rows` each."""
-    axis = pattern.tensor_dims[0][0]
-    inner = entry.shape[0] // view.sizes[axis]  # rows of each of the axis that leads the dimension
-    for bounds in view.slices(path, axis, rows // math.gcd(rows, inner)):
-        part = view.read(path, axis, bounds)
-        exact = pattern.inverse(part, view.sizes | {axis: bounds[1] - bounds[0]})
-        yield round_to(exact, entry.dtype, entry.name)
+    part = held[0].pattern.part
+    if part is not None and held[0].pattern.tensor_dims[0][0] == part.axis:  # one parameter after another
+        for content in held:
+            yield from _together(view, [content], entry, 1)
+    else:
+        yield from _together(view, held, entry, rows)
+
+
+def _together(view: View, held: list[Content], entry: Entry, rows: int) -> Iterator[np.ndarray]:
+    """Slices of all these at a time, along the first axis that they share."""
+    axis = held[0].pattern.leading()[0]
+    inner = max(entry.shape[0] // view.sizes[axis], 1)  # rows of each of the axis
+    for bounds in view.slices(axis, math.prod(entry.shape), rows // math.gcd(rows, inner)):
+        sizes = view.sizes | {axis: bounds[1] - bounds[0]}
+        parts = [one.pattern.split(view.read(one.path, {axis: bounds} | one.bounds), sizes) for one in held]
+        yield round_to(held[0].pattern.join(parts), entry.dtype, entry.name)
 
 
 def round_to(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -316,7 +352,9 @@ def _write_config(job: Job) -> None:
     """The source's own config.json, or one made from its metadata; the dtype is that of the matrices that are written."""
     source = job.source
     own = source.is_hugging_faces
-    values = read_json(source.path / CONFIG) if own else FAMILIES[source.family].write_config(source.config)
+    write = FAMILIES[source.family].write_config
+    assert own or write is not None, "formats that are not Hugging Face's are of families that can be written"
+    values = read_json(source.path / CONFIG) if own or write is None else write(source.config)
     dtypes = {str(e.dtype) for entries in job.groups.values() for e in entries if len(e.shape) > 1}
     key = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"  # before transformers 5, and since
     values[key] = dtypes.pop() if len(dtypes) == 1 else "float32"

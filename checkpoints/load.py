@@ -19,7 +19,7 @@ import numpy as np
 
 from checkpoints.copying import owned
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.names import Pattern, Rules, axis_sizes
+from checkpoints.names import Filling, Rules, axis_sizes
 from checkpoints.parameters import Parameter, names_of_parameters, parameters
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
@@ -37,33 +37,32 @@ _COMPARED = 1 << 22  # numbers compared at a time
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one parameter is made from one tensor."""
+    """How one parameter is made from what fills it."""
 
     parameter: Parameter
-    tensor: str
-    pattern: Pattern
+    filling: Filling
     sizes: dict[str, int]
     source: Source
 
     def shard(self, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-        """The part of the padded parameter at `index`, reading only the box of the tensor it comes from."""
+        """The part of the padded parameter at `index`, reading only the box of the tensors it comes from."""
         wanted = [self._positions(dim, part) for dim, part in enumerate(index)]
         shape = tuple(len(positions) for positions in wanted)
         real = [positions[positions != PAD] for positions in wanted]
         if not all(len(positions) for positions in real):
             return np.zeros(shape, dtype)
         bounds, ranges = {}, []
-        for (axis, *inner), positions, whole in zip(self.pattern.param_dims, real, self.parameter.source_shape, strict=True):
+        pattern = self.filling.pattern
+        ranged = [*pattern.leading(), pattern.stacked]
+        for (axis, *inner), positions, whole in zip(pattern.param_dims, real, self.parameter.source_shape, strict=True):
             step = math.prod(self.sizes[name] for name in inner)
-            if self.pattern.leads(axis):
+            if axis in ranged:
                 # The source indices of a shard increase without gaps (but for copies), so one range holds nothing superfluous.
                 bounds[axis] = (int(positions.min()) // step, int(positions.max()) // step + 1)
                 ranges.append((bounds[axis][0] * step, bounds[axis][1] * step))
             else:
                 ranges.append((0, whole))
-        box = self.source.read(self.tensor, self.pattern.tensor_slices(bounds, self.sizes))
-        sizes = self.sizes | {axis: last - first for axis, (first, last) in bounds.items()}
-        part = self.pattern.forward(box, sizes)
+        part = self.filling.read(self.source, bounds, self.sizes)
         for dim, (first, last) in enumerate(ranges):
             part = _select(part, dim, wanted[dim], first, last)
         return owned(part, dtype)
@@ -132,19 +131,19 @@ def _build(recipe: Recipe, dtype: np.dtype) -> jax.Array:
 
 def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[Recipe]:
     """Match every parameter with its tensor and every tensor with its parameter, and check the shapes."""
-    by_param = rules.by_parameter(config.num_layers)
+    by_param = rules.by_parameter(config)
     sizes = axis_sizes(config)
-    recipes = [Recipe(p, *by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
-    if missing := [recipe.tensor for recipe in recipes if recipe.tensor not in source.tensors]:
+    recipes = [Recipe(p, by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
+    used = dict.fromkeys(tensor for recipe in recipes for tensor in recipe.filling.tensors)
+    if missing := [tensor for tensor in used if tensor not in source.tensors]:
         raise CheckpointError(
             f"{source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete, or correct its config"
         )
     _check_shapes(recipes)
-    extra = set(source.tensors) - {recipe.tensor for recipe in recipes}
-    extra = {name for name in extra if not rules.is_ignored(name)}
+    extra = {name for name in source.tensors if name not in used and not rules.is_ignored(name)}
     if config.tied_head:
         require_tied_head(source, rules, config)
-        extra.discard(by_param["head"][0])
+        extra -= {*by_param["head"].tensors}
     if extra:
         raise CheckpointError(
             f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; correct the config"
@@ -153,22 +152,24 @@ def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtyp
 
 
 def _check_shapes(recipes: list[Recipe]) -> None:
-    wrong = []
+    wrong: dict[str, None] = {}
     for recipe in recipes:
-        assert recipe.pattern.param_shape(recipe.sizes) == recipe.parameter.source_shape, recipe.parameter.path
-        expected, found = recipe.pattern.tensor_shape(recipe.sizes), recipe.source.tensors[recipe.tensor].shape
-        if expected != found:
-            wrong.append(f"{recipe.tensor} is {found}, not {expected}")
+        pattern = recipe.filling.pattern
+        assert pattern.param_shape(recipe.sizes) == recipe.parameter.source_shape, recipe.parameter.path
+        expected = pattern.tensor_shape(recipe.sizes)
+        for tensor in recipe.filling.tensors:
+            if (found := recipe.source.tensors[tensor].shape) != expected:
+                wrong[f"{tensor} is {found}, not {expected}"] = None  # once, though it fills several
     if wrong:
         raise CheckpointError(
-            f"{recipes[0].source.where}: shapes that its config does not give: {listed(wrong)}; correct the config"
+            f"{recipes[0].source.where}: shapes that its config does not give: {listed([*wrong])}; correct the config"
         )
 
 
 def require_tied_head(source: Source, rules: Rules, config: ModelConfig) -> None:
     """A tied head may be in the file a second time, but only as the same numbers. Raises CheckpointError."""
-    by_param = rules.by_parameter(config.num_layers)
-    head, embedding = by_param["head"][0], by_param["embedding"][0]
+    by_param = rules.by_parameter(config)
+    (head,), (embedding,) = by_param["head"].tensors, by_param["embedding"].tensors
     if not config.tied_head or head not in source.tensors:
         return
     vocab, embed = source.tensors[embedding].shape

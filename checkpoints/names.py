@@ -1,102 +1,33 @@
-"""Rules: how a checkpoint's tensors and the decoder's parameters correspond.
-
-A rule only splits, merges and permutes axes, so it reads in both directions: a slice of a parameter is a slice of a
-tensor (loading touches only the bytes it needs), and a whole parameter is a tensor again (export).
-"""
+"""Rules: which tensors of a checkpoint fill which parameters of the decoder."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from checkpoints.copying import contiguous
+from checkpoints.pattern import Bounds, Part, Pattern
+from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 
-Group = tuple[str, ...]  # the axes merged into one dimension, outermost first
-Bounds = Mapping[str, tuple[int, int]]
 
-_SIDE = re.compile(r"(?:\(\s*\w+(?:\s+\w+)*\s*\)|\w+)(?:\s+(?:\(\s*\w+(?:\s+\w+)*\s*\)|\w+))*")
+class Filling(NamedTuple):
+    """What fills one parameter: a tensor, or a stack of them, one for each expert."""
 
+    tensors: tuple[str, ...]
+    pattern: Pattern
 
-@dataclass(frozen=True)
-class Pattern:
-    """An invertible rearrangement such as `(n h) d -> n h d`: the tensor's dimensions, then the parameter's.
-
-    Raises ValueError when the text is not of that form, or when the two sides do not name the same axes once each.
-    """
-
-    text: str
-
-    def __post_init__(self) -> None:
-        left, right = _atoms(self.tensor_dims), _atoms(self.param_dims)
-        if len(set(left)) != len(left) or sorted(left) != sorted(right):
-            raise ValueError(f"pattern {self.text!r} must name the same axes once on each side")
-
-    @cached_property
-    def tensor_dims(self) -> tuple[Group, ...]:
-        return self._side(0)
-
-    @cached_property
-    def param_dims(self) -> tuple[Group, ...]:
-        return self._side(1)
-
-    def _side(self, which: int) -> tuple[Group, ...]:
-        sides = [side.strip() for side in self.text.split("->")]
-        if len(sides) != 2 or not all(_SIDE.fullmatch(side) for side in sides):
-            raise ValueError(f"pattern {self.text!r} is not of the form '(a b) c -> a b c'")
-        return tuple(tuple(group.strip("()").split()) for group in re.findall(r"\([^)]*\)|\w+", sides[which]))
-
-    def tensor_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        return _shape(self.tensor_dims, sizes)
-
-    def param_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        return _shape(self.param_dims, sizes)
-
-    def forward(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """Tensor -> parameter. A view where numpy can."""
-        return _rearrange(tensor, self.tensor_dims, self.param_dims, sizes)
-
-    def inverse(self, param: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """Parameter -> tensor. A view where numpy can."""
-        return _rearrange(param, self.param_dims, self.tensor_dims, sizes)
-
-    def leads(self, axis: str) -> bool:
-        """Whether a range of `axis` is a range of one of the tensor's dimensions."""
-        return any(group[0] == axis for group in self.tensor_dims)
-
-    def tensor_slices(self, bounds: Bounds, sizes: Mapping[str, int]) -> tuple[slice, ...]:
-        """The box of the tensor that holds `bounds`, axis -> [first, last). Each of these axes leads its dimension."""
-        slices = []
-        for group in self.tensor_dims:
-            first, last = bounds.get(group[0], (0, sizes[group[0]]))
-            inner = math.prod(sizes[axis] for axis in group[1:])
-            slices.append(slice(first * inner, last * inner))
-        return tuple(slices)
-
-
-def _atoms(dims: tuple[Group, ...]) -> list[str]:
-    return [axis for group in dims for axis in group]
-
-
-def _shape(dims: tuple[Group, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[axis] for axis in group) for group in dims)
-
-
-def _rearrange(x: np.ndarray, source: tuple[Group, ...], target: tuple[Group, ...], sizes: Mapping[str, int]) -> np.ndarray:
-    if x.shape != _shape(source, sizes):
-        raise ValueError(f"an array of shape {x.shape} is not {source} with sizes {dict(sizes)}")
-    order = _atoms(source)
-    split = x.reshape([sizes[axis] for axis in order])
-    moved = split.transpose([order.index(axis) for axis in _atoms(target)])
-    try:
-        return moved.reshape(_shape(target, sizes), copy=False)
-    except ValueError:  # axes that were apart are merged
-        return contiguous(moved).reshape(_shape(target, sizes))
+    def read(self, source: Source, bounds: Bounds, sizes: dict[str, int]) -> np.ndarray:
+        """The part of the parameter within `bounds`."""
+        axis = self.pattern.stacked
+        first, last = bounds.get(axis, (0, len(self.tensors))) if axis else (0, 1)
+        parts = [
+            self.pattern.read(lambda box, name=name: source.read(name, box), bounds, sizes)  # type: ignore[misc]
+            for name in self.tensors[first:last]
+        ]
+        return parts[0] if axis is None else np.concatenate(parts, axis=self.pattern.param_dims.index((axis,)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +35,7 @@ class Rule:
     """One tensor and the parameter it fills.
 
     Attributes:
-      tensor: the tensor's name in the checkpoint, `{i}` for the layer.
+      tensor: the tensor's name in the checkpoint, `{i}` for the layer, `{e}` for the expert.
       pattern: how its dimensions become the parameter's, over the axes of `axis_sizes`.
       param: the parameter's path in the decoder, `{i}` for the layer.
     """
@@ -114,32 +45,39 @@ class Rule:
     param: str
 
     @classmethod
-    def of(cls, tensor: str, pattern: str, param: str) -> Rule:
-        return cls(tensor, Pattern(pattern), param)
+    def of(cls, tensor: str, pattern: str, param: str, part: Part | None = None) -> Rule:
+        return cls(tensor, Pattern(pattern, part, "e" if "{e}" in tensor else None), param)
 
-    def expand(self, num_layers: int) -> list[tuple[str, str]]:
-        """(tensor, parameter) of every layer, or the one pair of a rule outside the layers."""
-        if "{i}" not in self.tensor:
-            return [(self.tensor, self.param)]
-        return [(self.tensor.format(i=i), self.param.format(i=i)) for i in range(num_layers)]
+    def expand(self, num_layers: int, num_experts: int = 0) -> list[tuple[tuple[str, ...], str]]:
+        """(tensors, parameter) of every layer, or the one pair of a rule outside the layers."""
+        experts = range(num_experts if self.pattern.stacked else 1)
+        layers = range(num_layers if "{i}" in self.tensor else 1)
+        return [(tuple(self.tensor.format(i=i, e=e) for e in experts), self.param.format(i=i)) for i in layers]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """A family's tensors in one format. `ignored` are regular expressions of tensors that hold no weights."""
+    """A family's tensors in one format.
+
+    Attributes:
+      ignored: regular expressions of tensors that hold no weights.
+      renamed: regular expressions of names that some files have, and what the table has instead.
+    """
 
     table: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
-    def by_parameter(self, num_layers: int) -> dict[str, tuple[str, Pattern]]:
-        """Path of each parameter -> the tensor that fills it, and how; layer by layer, between what comes before and after."""
+    def by_parameter(self, config: ModelConfig) -> dict[str, Filling]:
+        """Path of each parameter -> what fills it; layer by layer, between what comes before and after."""
+        layers, experts = config.num_layers, config.experts.count if config.experts else 0
         layered = [i for i, rule in enumerate(self.table) if "{i}" in rule.tensor]
         order = sorted(
-            (layer if i in layered else (num_layers if layered and i > layered[-1] else -1), i, tensor, param)
+            (layer if i in layered else (layers if layered and i > layered[-1] else -1), i, tensors, param)
             for i, rule in enumerate(self.table)
-            for layer, (tensor, param) in enumerate(rule.expand(num_layers))
+            for layer, (tensors, param) in enumerate(rule.expand(layers, experts))
         )
-        return {param: (tensor, self.table[i].pattern) for _, i, tensor, param in order}
+        return {param: Filling(tensors, self.table[i].pattern) for _, i, tensors, param in order if tensors}
 
     def of_parameters(self) -> Rules:
         """The rules of a format that holds the same parameters as the decoder does, under their own paths."""
@@ -153,8 +91,11 @@ class Rules:
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
     """What the letters of a family's patterns stand for, before padding.
 
-    n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary.
+    n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary, w embedding, l learned
+    positions, e experts, m the ffn of each, s of the one they share; where they are stored together: a all heads, t queries, keys
+    and values, u gate and up.
     """
+    experts = config.experts
     return {
         "n": config.num_heads,
         "k": config.num_kv_heads,
@@ -164,4 +105,13 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "d": config.hidden_size,
         "f": config.intermediate_size,
         "v": config.vocab_size,
+        "w": config.table_size,
+        "l": config.learned_positions,
+        "e": experts.count if experts else 0,
+        "m": experts.size if experts else 0,
+        "s": experts.shared_size if experts else 0,
+        "a": config.num_heads + 2 * config.num_kv_heads,
+        "t": 3,
+        "u": 2,
+        "o": 1,
     }

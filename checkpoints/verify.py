@@ -6,6 +6,7 @@ read in slices of bounded size from both sides at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -75,7 +76,7 @@ def _compare(path: str, a: View, b: View, rounded: bool) -> Compared:
     dtypes: list[str | None] = []
     for side in (a, b):
         there = path in side.by_param
-        names.append(side.by_param[path][0] if there else None)
+        names.append(side.by_param[path].tensors[0] if there else None)
         shapes.append(side.shape(path) if there else None)
         dtypes.append(side.info(path).dtype if there else None)
     equal, largest = False, None
@@ -85,10 +86,11 @@ def _compare(path: str, a: View, b: View, rounded: bool) -> Compared:
 
 
 def _in_slices(path: str, a: View, b: View, rounded: bool) -> tuple[bool, float]:
-    axis = next(group[0] for group in a.by_param[path][1].tensor_dims if b.by_param[path][1].leads(group[0]))
+    first, second = (side.by_param[path].pattern.leading() for side in (a, b))
+    axis = next(axis for axis in first if axis in second)
     equal, largest = True, 0.0
-    for bounds in a.slices(path, axis):
-        x, y = a.read(path, axis, bounds), b.read(path, axis, bounds)
+    for bounds in a.slices(axis, math.prod(a.shape(path))):
+        x, y = a.read(path, {axis: bounds}), b.read(path, {axis: bounds})
         same, difference = _difference(x.astype(y.dtype) if rounded else x, y)
         equal, largest = equal and same, max(largest, difference)
     return equal, largest

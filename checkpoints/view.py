@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.names import axis_sizes
+from checkpoints.pattern import Bounds
 from checkpoints.source import TensorInfo
 
 SLICE = 1 << 24  # numbers read at a time
@@ -19,46 +19,41 @@ class View:
     """Reads parameters by path.
 
     Attributes:
-      by_param: path -> the tensor that fills it, and how, of those that the checkpoint holds. A tied head is not among them.
+      by_param: path -> what fills it, of those whose tensors are all there. A tied head is not among them.
       extra: tensors that fill no parameter.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.source, self.sizes = checkpoint.source, axis_sizes(checkpoint.config)
         tensors, rules = self.source.tensors, checkpoint.rules
-        pairs = rules.by_parameter(checkpoint.config.num_layers)
-        self.by_param = {path: pair for path, pair in pairs.items() if pair[0] in tensors}
-        used = {tensor for tensor, _ in self.by_param.values()}
+        fillings = rules.by_parameter(checkpoint.config)
+        self.by_param = {path: filling for path, filling in fillings.items() if all(name in tensors for name in filling.tensors)}
+        used = {tensor for filling in self.by_param.values() for tensor in filling.tensors}
         self.extra = sorted(name for name in tensors if name not in used and not rules.is_ignored(name))
         if checkpoint.config.tied_head:
             self.by_param.pop("head", None)  # where it is there it is the embedding again: the loader holds it to that
 
     def info(self, path: str) -> TensorInfo:
-        """Of the tensor that fills a parameter."""
-        return self.source.tensors[self.by_param[path][0]]
+        """Of the tensor that fills a parameter, or the first of them."""
+        return self.source.tensors[self.by_param[path].tensors[0]]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Of the parameter. Raises CheckpointError where its tensor is not of the shape that the config gives."""
-        tensor, pattern = self.by_param[path]
-        expected, found = pattern.tensor_shape(self.sizes), self.source.tensors[tensor].shape
-        if expected != found:
-            raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
+        tensors, pattern = self.by_param[path]
+        expected = pattern.tensor_shape(self.sizes)
+        for tensor in tensors:
+            if (found := self.source.tensors[tensor].shape) != expected:
+                raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
         return pattern.param_shape(self.sizes)
 
-    def slices(self, path: str, axis: str, multiple: int = 1) -> Iterator[tuple[int, int]]:
-        """Ranges of a parameter's `axis` that are read at a time, in order, of a multiple of so many but for the last.
-
-        It leads a dimension of the parameter's tensor.
-        """
+    def slices(self, axis: str, numbers: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """Ranges of an axis of so many numbers that are read at a time, in order, of a multiple of so many but for the last."""
         count = self.sizes[axis]
-        step = count * SLICE // max(math.prod(self.shape(path)), 1)
+        step = count * SLICE // max(numbers, 1)
         step = max(1, step // multiple) * multiple
         for first in range(0, count, step):
             yield first, min(first + step, count)
 
-    def read(self, path: str, axis: str, bounds: tuple[int, int]) -> np.ndarray:
-        """One of these ranges of the parameter."""
-        tensor, pattern = self.by_param[path]
-        assert pattern.leads(axis), (path, axis)
-        box = self.source.read(tensor, pattern.tensor_slices({axis: bounds}, self.sizes))
-        return pattern.forward(box, self.sizes | {axis: bounds[1] - bounds[0]})
+    def read(self, path: str, bounds: Bounds) -> np.ndarray:
+        """The part of the parameter within `bounds`."""
+        return self.by_param[path].read(self.source, bounds, self.sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,54 @@ from flax import nnx
 from jaxllm import cache as kv
 from jaxllm.batch import TokenBatch
 from jaxllm.cache import LayerCache
-from jaxllm.config import ModelConfig
+from jaxllm.config import Layer, ModelConfig
 from jaxllm.layers import add_in_order, dot, linear, param
+from jaxllm.norm import Norm, NormOfAllHeads
 from jaxllm.rope import rotate
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, LayerCache | None]]
 """q [B, T, N, H], k and v [B, T, K, H] -> what each query reads, [B, T, N, H]; and the layer's cache, if there is one."""
+Angles = tuple[jax.Array, jax.Array]
+"""Cosines and sines of `jaxllm.rope.rope_angles`."""
 BlockReader = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Index of a block -> its keys [B, K, H, BLOCK] and values [B, K, BLOCK, H]."""
+
+
+LOW = -1e30  # below every score; of -inf, the difference to itself is no number
+
+
+class Softmax(NamedTuple):
+    """What becomes of the products of queries and keys before the softmax, in one layer.
+
+    Attributes:
+      scale: what they are multiplied by.
+      cap: c: the scaled ones, x, become c * tanh(x / c); 0: they do not.
+      window: how many positions a query sees, its own included; None: all before it.
+    """
+
+    scale: float
+    cap: float
+    window: int | None
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer: Layer) -> Softmax:
+        scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        return cls(scale, config.attention_cap, layer.window)
+
+    def capped(self, products: jax.Array) -> jax.Array:
+        """To be multiplied by `rest` after the largest is subtracted: a product before it may be fused with it, to other bits."""
+        return self.cap * jnp.tanh(products * (self.scale / self.cap)) if self.cap else products
+
+    @property
+    def rest(self) -> float:
+        return 1.0 if self.cap else self.scale
+
+    def sees(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """Whether a query at a position sees a key at another, for each pair of the two."""
+        seen = key <= query
+        return seen if self.window is None else seen & (key > query - self.window)
 
 
 class Attention(nnx.Module):
@@ -35,16 +74,18 @@ class Attention(nnx.Module):
         self.key = param((d, k * h), ("embed", "kv_heads"), dtype)
         self.value = param((d, k * h), ("embed", "kv_heads"), dtype)
         self.out = param((n * h, d), ("heads", "embed"), dtype)
-        bias = config.attention_bias
+        bias = config.qkv_bias
         self.query_bias = param((n * h,), ("heads",), dtype) if bias else None
         self.key_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
         self.value_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
-        self.out_bias = param((d,), (None,), dtype) if bias else None
+        self.out_bias = param((d,), (None,), dtype) if config.out_bias else None
+        self.query_norm = _norm_of_heads(config, dtype, "heads", heads.query_index)
+        self.key_norm = _norm_of_heads(config, dtype, "kv_heads", heads.kv_index)
 
-    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, LayerCache | None]:
+    def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        q = rotate(self._project(x, self.query, self.query_bias), *angles).astype(x.dtype)
-        k = rotate(self._project(x, self.key, self.key_bias), *angles).astype(x.dtype)
+        q = self._turn(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
+        k = self._turn(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
         v = self._project(x, self.value, self.value_bias).astype(x.dtype)
         y, cache = attend(q, k, v)
         return linear(self.layout, y.astype(x.dtype).reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
@@ -54,21 +95,34 @@ class Attention(nnx.Module):
         y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
         return y.reshape(*x.shape[:2], -1, self.head_dim)
 
+    def _turn(self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype) -> jax.Array:
+        """Queries or keys [B, T, heads, H] float32 with norm and position, in the model's dtype."""
+        if norm is not None:
+            x = norm(x.astype(dtype)).astype(jnp.float32)
+        return (x if angles is None else rotate(x, *angles)).astype(dtype)
 
-def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch) -> Attend:
+
+def _norm_of_heads(config: ModelConfig, dtype: str, axis: str, index: tuple[int, ...]) -> Norm | NormOfAllHeads | None:
+    """`index`: the source of each padded head."""
+    if config.qk_norm == "all":
+        return NormOfAllHeads(config, dtype, axis, index)
+    return Norm(config, dtype, config.head_dim) if config.qk_norm else None
+
+
+def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, softmax: Softmax) -> Attend:
     """New tokens see those of their row that the cache holds, and each other causally."""
 
     def over(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
         new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch)
         if q.shape[1] > 1 and layout.platform == "cpu":
-            return attend_by_blocks(q, partial(kv.read_block, new, layout, batch), batch.start), new
-        return attend(q, *kv.read(new, layout, batch), batch.start, layout.platform), new
+            return attend_by_blocks(q, partial(kv.read_block, new, layout, batch), batch.start, softmax), new
+        return attend(q, *kv.read(new, layout, batch), batch.start, softmax, layout.platform), new
 
     return over
 
 
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, platform: str) -> jax.Array:
+def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, softmax: Softmax, platform: str) -> jax.Array:
     """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H].
 
     Returns [B, T, N, H] float32.
@@ -83,12 +137,11 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, p
     q, keys, values = q.astype(dtype), keys.astype(dtype), values.astype(dtype)
     q = q.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)  # b k g t h
     q = jnp.broadcast_to(q[:, :, None], (b, k, c, *q.shape[2:]))
-    scores = dot("bkcgth,bkchs->bkcgts", q, keys)
+    scores = softmax.capped(dot("bkcgth,bkchs->bkcgts", q, keys))
     position = start[:, None] + jnp.arange(t)[None, :]
-    visible = jnp.arange(c * size).reshape(1, c, 1, size) <= position[:, None, :, None]  # b c t s
+    visible = softmax.sees(position[:, None, :, None], jnp.arange(c * size).reshape(1, c, 1, size))  # b c t s
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
-    # Scaled after the subtraction: a product before it may or may not be fused with it, to other bits.
-    p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * (h**-0.5))
+    p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * softmax.rest)
     # Where XLA reads the values as they lie. Of a single query a KV head it makes no matrix product on a GPU, and otherwise
     # copies them to another order.
     axis, order = (0, "cbkgth") if platform == "gpu" and n // k * t == 1 else (2, "bkcgth")
@@ -97,32 +150,33 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, p
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array) -> jax.Array:
+def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, softmax: Softmax) -> jax.Array:
     """`attend` in a loop over the blocks that any query sees, with a running maximum (Milakov and Gimelshein 2018).
 
     Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each turn of such a loop would wait for the host.
     """
     b, t, n, h = q.shape
     _, k, size, _ = jax.eval_shape(read, jnp.int32(0))[1].shape
-    dtype, scale = q.dtype, h**-0.5
+    dtype = q.dtype
     q = q.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)  # b k g t h
     position = start[:, None] + jnp.arange(t)[None, :]
 
     def block(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, total, y = state
         key, value = (x.astype(dtype) for x in read(i))
-        scores = dot("bkgth,bkhs->bkgts", q, key)
-        visible = (i * size + jnp.arange(size))[None, None, :] <= position[:, :, None]  # b t s
+        scores = softmax.capped(dot("bkgth,bkhs->bkgts", q, key))
+        visible = softmax.sees(position[:, :, None], (i * size + jnp.arange(size))[None, None, :])  # b t s
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(axis=-1))
-        p = jnp.exp((scores - new_top[..., None]) * scale)
-        fade = jnp.exp((top - new_top) * scale)
+        p = jnp.exp((scores - new_top[..., None]) * softmax.rest)
+        fade = jnp.exp((top - new_top) * softmax.rest)
         new = dot("bkgts,bksh->bkgth", p.astype(dtype), value)
         return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
 
     blocks = (jnp.max(start) + t + size - 1) // size
+    begin = 0 if softmax.window is None else jnp.maximum(jnp.min(start) - softmax.window + 1, 0) // size
     # Made of this layer's queries: of constants XLA makes those of all layers first, and holds them.
     zeros = 0 * q.astype(jnp.float32)
-    first = (zeros[..., 0] - jnp.inf, zeros[..., 0], zeros)
-    _, total, y = jax.lax.fori_loop(0, blocks, block, first)
+    first = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
+    _, total, y = jax.lax.fori_loop(begin, blocks, block, first)
     return (y / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

@@ -66,7 +66,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     print(
         f"  {c.num_layers} layers, hidden {c.hidden_size}, {c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}, "
         f"ffn {c.intermediate_size} ({c.activation}), vocabulary {c.vocab_size}{', tied head' if c.tied_head else ''}, "
-        f"{c.max_position} positions, rope {c.rope.kind}"
+        f"{c.max_position} positions, {f'rope {c.rope.kind}' if c.rope else 'no rope'}"
     )
     print("  numbers: " + ", ".join(f"{count:,} {dtype}" for dtype, count in found["numbers_by_dtype"].items()))
     changes = ", ".join(f"{name} {size} -> {more}" for name, (size, more) in padded.items())

@@ -1,4 +1,4 @@
-"""The decoder's small parts: parameter declarations, dot products, RMS norm.
+"""The decoder's small parts: parameter declarations and products with weights.
 
 Parameters are declared with shape and logical axes and hold no values: a module is built abstract, split once, and its leaves are
 filled by a loader or with random numbers. Weights stand as [in, out]: in the checkpoint's order, [out, in], XLA's CPU compiler
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.config import ModelConfig
 from sharding.layout import Axes, Layout
 
 ACTIVATIONS = {
@@ -88,17 +87,3 @@ def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """An einsum that accumulates and returns float32. Float32 inputs are never rounded to TF32."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32, precision=precision)
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (Zhang and Sennrich, 2019)."""
-
-    def __init__(self, config: ModelConfig, dtype: str):
-        self.scale = param((config.hidden_size,), (None,), dtype)
-        self.eps = config.norm_eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        # Rounded before the scale, as the reference does: in 16 bits the order shows.
-        return jnp.expand_dims(self.scale[...], range(x.ndim - 1)) * y.astype(x.dtype)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.batch import PackedBatch, Scored
-from jaxllm.layers import dot, weight
+from jaxllm.layers import dot
 from jaxllm.model import Decoder
 
 CHUNK = 128  # tokens
@@ -19,7 +19,6 @@ CHUNK = 128  # tokens
 def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Scored:
     """Last hidden states [B, T, D] of the batch's tokens -> what the batch asks for."""
     layout, vocab = model.layout, model.config.vocab_size
-    table = model.embedding if model.head is None else model.head
     rows = layout.spec(("rows", None, None))
 
     def local(hidden: jax.Array, table: jax.Array, scored: jax.Array, targets: jax.Array, chunks: jax.Array) -> Scored:
@@ -30,7 +29,7 @@ def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Score
             at = jax.lax.dynamic_slice_in_dim(scored, i * CHUNK, CHUNK, axis=1)
             wanted = jax.lax.dynamic_slice_in_dim(targets, i * CHUNK, CHUNK, axis=1)
             x = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
-            logits = dot("md,vd->mv", x.reshape(b * CHUNK, -1), table)
+            logits = model.capped(dot("md,vd->mv", x.reshape(b * CHUNK, -1), table))
             logits = jnp.where(own[None, :] < vocab, logits, -jnp.inf)  # padding of the vocabulary
             new = _reduce(logits, own, wanted.reshape(b * CHUNK, m))
             return jax.tree.map(
@@ -42,7 +41,7 @@ def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Score
 
     specs = (rows, layout.spec(("vocab", None)), layout.spec(("rows", None)), rows, layout.spec(()))
     whole = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=Scored(rows, rows), check_vma=False)
-    return whole(model.norm(hidden), weight(layout, table), batch.scored, batch.targets, batch.chunks)
+    return whole(model.final(hidden), model.table(), batch.scored, batch.targets, batch.chunks)
 
 
 def _reduce(logits: jax.Array, own: jax.Array, targets: jax.Array) -> Scored:

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.attention import Attend, Attention, over_cache
+from jaxllm.attention import Angles, Attend, Attention, Softmax, over_cache
 from jaxllm.batch import PackedBatch, TokenBatch
 from jaxllm.cache import Cache, LayerCache
-from jaxllm.config import ModelConfig
-from jaxllm.layers import RMSNorm, dot, fill_rows, param, weight
+from jaxllm.config import Layer, ModelConfig
+from jaxllm.experts import MixtureOfExperts
+from jaxllm.layers import dot, fill_rows, param, weight
 from jaxllm.mlp import MLP
+from jaxllm.norm import Norm
 from jaxllm.rope import rope_angles
 from jaxllm.tree_attention import over_trees
 from sharding.layout import Layout
@@ -24,27 +26,52 @@ from sharding.padding import PaddedHeads, pad_heads, round_up
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); or with norms elsewhere, or both halves of the same x (`ModelConfig`)."""
 
-    def __init__(self, config: ModelConfig, heads: PaddedHeads, layout: Layout, dtype: str):
+    def __init__(self, config: ModelConfig, layer: Layer, heads: PaddedHeads, layout: Layout, dtype: str):
         self.layout = layout
-        self.attention_norm = RMSNorm(config, dtype)
+        self.scale, self.parallel = config.residual_scale, config.parallel
+        self.of_sum = config.norm_place == "sum"
+        first, after = config.norm_place != "after", config.norm_place in ("after", "around")
+        self.attention_norm = Norm(config, dtype) if first else None
         self.attention = Attention(config, heads, layout, dtype)
-        self.mlp_norm = RMSNorm(config, dtype)
-        self.mlp = MLP(config, layout, dtype)
+        self.attention_post_norm = Norm(config, dtype) if after else None
+        self.mlp_norm = Norm(config, dtype) if first else None
+        self.mlp = None if layer.routed else MLP(config, layout, dtype)
+        self.experts = MixtureOfExperts(config, layout, dtype) if layer.routed else None
+        self.mlp_post_norm = Norm(config, dtype) if after else None
 
-    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, LayerCache | None]:
+    def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D], and the layer's cache with these tokens in it."""
-        y, cache = self.attention(self.attention_norm(x), angles, attend)
-        x = self._add(x, y)
-        return self._add(x, self.mlp(self.mlp_norm(x))), cache
+        y, cache = self.attention(self._before(self.attention_norm, x), angles, attend)
+        if self.parallel:
+            return self._add(x, y + self._ffn(x), None, None), cache
+        x = self._add(x, y, self.attention_norm, self.attention_post_norm)
+        return self._add(x, self._ffn(x), self.mlp_norm, self.mlp_post_norm), cache
 
-    def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    def _before(self, norm: Norm | None, x: jax.Array) -> jax.Array:
+        return x if self.of_sum else _normed(norm, x)
+
+    def _ffn(self, x: jax.Array) -> jax.Array:
+        half = self.experts if self.mlp is None else self.mlp
+        assert half is not None, "a block has one or the other"
+        return half(self._before(self.mlp_norm, x))
+
+    def _add(self, x: jax.Array, y: jax.Array, norm: Norm | None, post: Norm | None) -> jax.Array:
         # Constrained here so that each half ends in one all-reduce and never in a scattered residual.
-        x = x + self.layout.constrain(y.astype(x.dtype), "rows", None, None)
+        y = _normed(post, self.layout.constrain(y.astype(x.dtype), "rows", None, None))
+        if self.scale != 1:
+            y = (y.astype(jnp.float32) * self.scale).astype(x.dtype)
+        x = x + y
+        if self.of_sum:
+            x = _normed(norm, x)
         # Many tokens' sums are written down: XLA would rather add the halves' results anew wherever they are read, and keep
         # those of all layers until the end.
         return x if x.shape[1] == 1 else jax.lax.optimization_barrier(x)
+
+
+def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
 
 
 class Decoder(nnx.Module):
@@ -52,40 +79,64 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
-        vocab = round_up(config.vocab_size, layout.parts)
+        vocab, table, d = round_up(config.vocab_size, layout.parts), config.table_size, config.hidden_size
         self.config = config
         self.layout = layout
-        self.embedding = param((vocab, config.hidden_size), ("vocab", "embed"), dtype)
-        self.blocks = nnx.List([Block(config, heads, layout, dtype) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config, dtype)
-        self.head = None if config.tied_head else param((vocab, config.hidden_size), ("vocab", "embed"), dtype)
+        self.embedding = param((vocab, table), ("vocab", "embed"), dtype)
+        self.positions = param((config.learned_positions, d), (None, None), dtype) if config.learned_positions else None
+        self.project_in = param((table, d), (None, None), dtype) if config.embed_size else None
+        self.blocks = nnx.List([Block(config, layer, heads, layout, dtype) for layer in config.layers])
+        self.norm = Norm(config, dtype) if config.final_norm else None
+        self.project_out = param((d, table), (None, None), dtype) if config.embed_size else None
+        self.head = None if config.tied_head else param((vocab, table), ("vocab", "embed"), dtype)
 
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
-        attends = [over_cache(self.layout, layer, batch) for layer in cache]
+        pairs = zip(cache, self._softmaxes(), strict=True)
+        attends = [over_cache(self.layout, layer, batch, softmax) for layer, softmax in pairs]
         return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
-        attend = over_trees(self.layout, batch, width)
+        attends = [over_trees(self.layout, batch, width, softmax) for softmax in self._softmaxes()]
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        return self._run(batch.tokens, batch.position, lengths, [attend] * len(self.blocks), few=False)[0]
+        return self._run(batch.tokens, batch.position, lengths, attends, few=False)[0]
+
+    def _softmaxes(self) -> list[Softmax]:
+        return [Softmax.of(self.config, layer) for layer in self.config.layers]
 
     def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
-        x = self._embed(jnp.asarray(tokens))
-        angles = rope_angles(self.config.rope, self.config.head_dim, positions, lengths)
+        x = self._embed(jnp.asarray(tokens), positions)
+        ropes = [layer.rope for layer in self.config.layers]
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
-        angles = jax.lax.optimization_barrier(angles)
+        angles = {
+            rope: jax.lax.optimization_barrier(rope_angles(rope, self.config.head_dim, positions, lengths))
+            for rope in dict.fromkeys(ropes)
+            if rope is not None
+        }
         layers, blocks = [], list(self.blocks)
-        for i, attend in enumerate(attends):
+        for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
             if few and self.layout.gathered and i + 1 < len(blocks):
                 x, blocks[i + 1] = _after(x, blocks[i + 1])
-            x, layer = blocks[i](x, angles, attend)
+            x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
             layers.append(layer)
         return x, layers
 
-    def _embed(self, tokens: jax.Array) -> jax.Array:
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [B, T] -> what the first block is given, [B, T, D]."""
+        config = self.config
+        x = self._look_up(tokens)
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded, as the reference does
+        if self.project_in is not None:
+            x = dot("btw,wd->btd", x, weight(self.layout, self.project_in)).astype(x.dtype)
+        if self.positions is not None:
+            table = weight(self.layout, self.positions)
+            x = x + jnp.take(table, positions + config.position_offset, axis=0, mode="clip")
+        return x
+
+    def _look_up(self, tokens: jax.Array) -> jax.Array:
         """Rows of the embedding, [B, T, D].
 
         Each device looks up the tokens of its part of the vocabulary and the parts are summed; left to itself, XLA gathers the
@@ -111,13 +162,30 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Hidden states [B, D] -> logits [B, V] float32, whole on every device; of padded vocabulary nothing is left."""
-        table = self.embedding if self.head is None else self.head
-        rows = fill_rows(self.layout, self.norm(x)[:, None, :])
-        y = dot("md,vd->mv", rows.reshape(-1, rows.shape[-1]), weight(self.layout, table))
+        rows = fill_rows(self.layout, self.final(x)[:, None, :])
+        y = dot("md,vd->mv", rows.reshape(-1, rows.shape[-1]), self.table())
         y = y.reshape(*rows.shape[:2], -1)[:, 0]
         # In two steps: straight to the whole, XLA may gather the table and not the logits.
         y = self.layout.constrain(y, "rows", "vocab")
-        return self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
+        y = self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
+        return self.capped(y)
+
+    def final(self, x: jax.Array) -> jax.Array:
+        """Last hidden states [..., D] as the head's table is multiplied with."""
+        x = _normed(self.norm, x)
+        if self.project_out is not None:
+            x = dot("...d,dw->...w", x, weight(self.layout, self.project_out)).astype(x.dtype)
+        return x
+
+    def table(self) -> jax.Array:
+        """The head's [V, D], padded."""
+        return weight(self.layout, self.embedding if self.head is None else self.head)
+
+    def capped(self, products: jax.Array) -> jax.Array:
+        """Products with the head's table -> logits."""
+        scale, cap = self.config.logit_scale, self.config.logit_cap
+        y = products if scale == 1 else products * scale
+        return cap * jnp.tanh(y / cap) if cap else y
 
 
 def _after(x: jax.Array, block: Block) -> tuple[jax.Array, Block]:

@@ -154,14 +154,18 @@ def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, em
     """Kept: a plan asks for the same ones again and again, and on many devices of one kind or another."""
     layout = Layout("", AbstractMesh((data, model), ("data", "model")), gathered, embed_divides)  # type: ignore[arg-type]
 
-    def of(layers: int) -> int:
-        state = nnx.to_flat_state(nnx.state(Decoder(replace(config, num_layers=layers), layout, dtype), nnx.Param))
+    def of(layers: int, routed: bool) -> int:
+        decoder = Decoder(replace(config, num_layers=layers, routed=(routed,)), layout, dtype)
+        state = nnx.to_flat_state(nnx.state(decoder, nnx.Param))
         leaves = [(v.get_value(), v.get_metadata()["axes"]) for _, v in state]
         return sum(math.prod(layout.stored(axes, x.shape).shard_shape(x.shape)) * x.dtype.itemsize for x, axes in leaves)
 
-    # All layers take a tenth of a second to declare. They are alike.
-    one, two = of(1), of(2)
-    return one + (config.num_layers - 1) * (two - one)
+    # All layers take a tenth of a second to declare. Those that have experts are alike, and those that have none.
+    count = sum(layer.routed for layer in config.layers)
+    counts = {routed: n for routed, n in ((False, config.num_layers - count), (True, count)) if n}
+    each = {routed: of(2, routed) - of(1, routed) for routed in counts}
+    any_kind = next(iter(counts))
+    return of(1, any_kind) - each[any_kind] + sum(n * each[routed] for routed, n in counts.items())
 
 
 def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:

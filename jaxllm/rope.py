@@ -11,8 +11,11 @@ import numpy as np
 from jaxllm.config import RopeConfig
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """[H/2] float32 rotation per position of each pair, before the length-dependent part of `dynamic`."""
+def inverse_frequencies(rope: RopeConfig, head_dim: int, *, longer: bool = False) -> np.ndarray:
+    """[H/2] float32 rotation per position of each pair, where H numbers of a head turn.
+
+    `longer`: those of longrope for rows that exceed the trained context; of `dynamic` they depend on the row's length.
+    """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
     if rope.kind == "linear":
@@ -21,6 +24,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
         return _llama3(rope, plain)
     if rope.kind == "yarn":
         return _yarn(rope, plain, head_dim)
+    if rope.kind == "longrope":
+        return plain / np.array(rope.long_factors if longer else rope.short_factors, np.float32)
     return plain
 
 
@@ -49,10 +54,17 @@ def _yarn(rope: RopeConfig, plain: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def rope_angles(rope: RopeConfig, head_dim: int, positions: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, H/2] float32 for `positions` [B, T] of rows that are `lengths` [B] tokens long so far."""
+    """Cosines and sines [B, T, R/2] float32 for `positions` [B, T] of rows that are `lengths` [B] tokens long so far.
+
+    R of a head's numbers are turned.
+    """
+    head_dim = rope.rotary_dim(head_dim)
     frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))[None, None, :]
     if rope.kind == "dynamic":
         frequencies = _dynamic(rope, head_dim, lengths)[:, None, :]
+    if rope.kind == "longrope":
+        longer = jnp.asarray(inverse_frequencies(rope, head_dim, longer=True))[None, None, :]
+        frequencies = jnp.where((lengths > rope.original_max_position)[:, None, None], longer, frequencies)
     angles = positions[:, :, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
@@ -67,7 +79,12 @@ def _dynamic(rope: RopeConfig, head_dim: int, lengths: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn the pairs (i, i + H/2) of `x` [B, T, N, H] by the angles [B, T, H/2] (Su et al. 2021, in the half-split order)."""
-    first, second = jnp.split(x, 2, axis=-1)
+    """Turn the pairs (i, i + R/2) of `x` [B, T, N, H] by the angles [B, T, R/2] (Su et al. 2021, in the half-split order).
+
+    What is beyond R in a head stays.
+    """
+    pairs = cos.shape[-1]
+    first, second = jnp.split(x[..., : 2 * pairs], 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned if x.shape[-1] == 2 * pairs else [*turned, x[..., 2 * pairs :]], axis=-1)

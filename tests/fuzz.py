@@ -457,8 +457,9 @@ def _open_config(folder: Path) -> None:
 
     file = folder / "config.json"
     _, config, _ = read_hf(read_json(file), str(file))
-    if config.head_dim < 1 << 20:
-        inverse_frequencies(config.rope, config.head_dim)
+    for rope in {config.rope, config.local_rope} - {None}:
+        if rope is not None and config.head_dim < 1 << 20:
+            inverse_frequencies(rope, rope.rotary_dim(config.head_dim))
 
 
 # Orbax

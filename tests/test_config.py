@@ -85,7 +85,8 @@ def _translate(config: LlamaConfig) -> ModelConfig:
         norm_eps=config.rms_norm_eps,
         rope=RopeConfig(theta=10000.0, original_max_position=config.max_position_embeddings),
         tied_head=config.tie_word_embeddings,
-        attention_bias=config.attention_bias,
+        qkv_bias=config.attention_bias,
+        out_bias=config.attention_bias,
         mlp_bias=config.mlp_bias,
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         bos_token_id=config.bos_token_id,
@@ -106,6 +107,7 @@ def test_rope_is_that_of_transformers(rope: dict[str, Any], form: str) -> None:
         renamed = {key if name == "rope_type" else name: value for name, value in rope.items()}
         changes = {"rope_theta": 5e4, "rope_scaling": renamed}
     ours = read(**changes)
+    assert ours.rope is not None
     theirs = LlamaRotaryEmbedding(LlamaConfig(**SMALL, rope_parameters=rope | {"rope_theta": 5e4}))
     assert ours.rope.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
     np.testing.assert_allclose(inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy(), rtol=1e-6)
@@ -152,6 +154,7 @@ def _with_context(config: ModelConfig, length: int) -> ModelConfig:
     """A reader states the trained context, which presets leave out for the default rope: it is not read there."""
     from dataclasses import replace
 
+    assert config.rope is not None
     return replace(config, rope=replace(config.rope, original_max_position=length))
 
 
@@ -177,7 +180,7 @@ PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_
         ({"num_attention_heads": 0}, "`num_attention_heads` is 0, which is not a size"),
         ({"num_hidden_layers": -2}, "`num_hidden_layers` is -2, which is not a size"),
         ({"num_key_value_heads": 4}, "config.json: 6 query heads cannot share 4 KV heads"),
-        ({"head_dim": 7}, "config.json: head size 7 is odd"),
+        ({"head_dim": 7}, "config.json: head size 7: rotary embeddings turn pairs"),
         ({"hidden_act": "relu2"}, "`hidden_act` 'relu2' is not supported; there are silu"),
         ({"dtype": "int8"}, "`dtype` 'int8' is not supported"),
         ({"eos_token_id": "</s>"}, "`eos_token_id` is '</s>', which is neither a token id nor a list"),
@@ -185,8 +188,8 @@ PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_
         ({"rope_interleaved": True}, "`rope_interleaved` is True, and only False is supported"),
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
         (
-            {"rope_scaling": {"rope_type": "longrope"}},
-            "rope type 'longrope' is not supported; there are default, linear",
+            {"rope_scaling": {"rope_type": "proportional"}},
+            "rope type 'proportional' is not supported; there are default, linear",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope parameters: `factor` is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta_fast": 3}}, "unknown keys beta_fast"),
@@ -204,7 +207,7 @@ PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_
         ({"rope_scaling": PLAIN_LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 is not below high_freq_factor 4.0"),
         ({"rope_scaling": PLAIN_LLAMA3 | {"original_max_position_embeddings": -1}}, "original_max_position is -1"),
         ({"rope_scaling": [1]}, r"`rope_scaling` is \[1\], which is not of type dict"),
-        ({"model_type": "gpt9"}, "architecture 'gpt9' is not supported; there are: llama"),
+        ({"model_type": "gpt9"}, "architecture 'gpt9' is not supported; there are: gemma, .*llama"),
         ({"model_type": None}, "architecture None is not supported"),
     ],
 )

@@ -53,11 +53,12 @@ def test_frequencies_are_those_of_transformers(kind: str, theta: float) -> None:
     theirs = LlamaConfig(**(DEFAULTS | settings(kind, theta)))
     functions = ROPE_INIT_FUNCTIONS | {"default": LlamaRotaryEmbedding.compute_default_rope_parameters}
     frequencies, scale = functions[KINDS[kind]["rope_type"]](theirs, device="cpu")
-    rope = read(kind, theta).rope
+    rope, plain = read(kind, theta).rope, read(PLAIN, theta).rope
+    assert rope is not None and plain is not None
     np.testing.assert_allclose(inverse_frequencies(rope, 16), frequencies.numpy(), rtol=1e-6, atol=0)
     assert rope.attention_factor == pytest.approx(scale, rel=1e-6)
     if KINDS[kind]["rope_type"] not in ("default", "dynamic"):
-        assert not np.allclose(inverse_frequencies(rope, 16), inverse_frequencies(read(PLAIN, theta).rope, 16), rtol=1e-3)
+        assert not np.allclose(inverse_frequencies(rope, 16), inverse_frequencies(plain, 16), rtol=1e-3)
 
 
 @pytest.mark.parametrize("length", [1, MAX_POSITION, MAX_POSITION + 1, 100, 5000])
@@ -69,7 +70,9 @@ def test_dynamic_frequencies_are_those_of_transformers(length: int) -> None:
     theirs = LlamaConfig(**(DEFAULTS | settings("dynamic")))
     frequencies, _ = ROPE_INIT_FUNCTIONS["dynamic"](theirs, device="cpu", seq_len=length)
     # At position 1 the angle is the frequency, and below 1 its sine tells it.
-    _, sine = rope_angles(read("dynamic", 500.0).rope, 16, jnp.ones((1, 1), jnp.int32), jnp.array([length]))
+    rope = read("dynamic", 500.0).rope
+    assert rope is not None
+    _, sine = rope_angles(rope, 16, jnp.ones((1, 1), jnp.int32), jnp.array([length]))
     np.testing.assert_allclose(np.asarray(sine)[0, 0], np.sin(frequencies.numpy()), rtol=1e-5, atol=0)
 
 

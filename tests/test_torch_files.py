@@ -256,6 +256,7 @@ def test_a_box_reads_only_the_shards_it_is_in(tmp_path: Path) -> None:
 )
 def test_a_generation_is_told_by_its_rotary_embedding(tmp_path: Path, params: dict[str, Any], expected: Any) -> None:
     config = open_checkpoint(write_meta(tmp_path / "meta", write_tiny(tmp_path / "s", **HEADS), 1, params)).config
+    assert config.rope is not None
     assert (config.max_position, config.rope.theta, config.rope.kind) == expected
 
 

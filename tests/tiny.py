@@ -50,31 +50,34 @@ def random_row(seed: int, chunks: list[int], decoded: int, vocab: int) -> Row:
 
 
 def write(factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
-    """A folder as `LlamaForCausalLM.save_pretrained` writes it, once a session for each config.
+    """A folder as transformers' own class for `model_type` (LLaMA's by default) saves it, once a session for each config.
 
     Nothing is left at a value that could hide its absence: norms are not 1, biases not 0, and the matrices are large enough for
     attention to be sharp and for logits to be a few units apart.
     """
-    values = DEFAULTS | config
+    values = config if "model_type" in config else DEFAULTS | config
     name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     folder = factory.getbasetemp() / f"tiny-{name}"
     if not folder.exists():
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         random = torch.Generator().manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**values)).float()
+        config_of = AutoConfig.for_model(**({"model_type": "llama"} | values))
+        model = AutoModelForCausalLM.from_config(config_of, dtype=torch.float32)
         with torch.no_grad():
             for key, weight in model.named_parameters():
                 noise = torch.randn(weight.shape, generator=random)
-                if "norm" in key:
-                    weight.copy_(1 + 0.3 * noise)
+                if "norm" in key or ".ln_" in key:
+                    offset = 0 if key.endswith("bias") or "gemma" in values.get("model_type", "") else 1
+                    weight.copy_(offset + 0.3 * noise)
                 elif weight.ndim == 1:
                     weight.copy_(0.5 * noise)
-                elif "embed_tokens" in key:
+                elif "embed" in key or "wte" in key or "wpe" in key:
                     weight.copy_(noise / 2)
                 else:
-                    weight.copy_(noise * (2 if "q_proj" in key or "k_proj" in key else 1) / weight.shape[1] ** 0.5)
+                    fan_in = weight.shape[0] if ".c_" in key else weight.shape[-1]
+                    weight.copy_(noise * (2 if "q_proj" in key or "k_proj" in key else 1) / fan_in**0.5)
         model.save_pretrained(folder)
     return folder
 
@@ -87,7 +90,10 @@ def torch_model(path: Path) -> Any:
     # A GGUF file is named twice: its folder and itself.
     source: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **source).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **source).eval()
+    if hasattr(model.config, "num_experts") or hasattr(model.config, "num_local_experts"):
+        model.set_experts_implementation("eager")  # grouped products want sizes of multiples of four
+    return model
 
 
 _REFERENCES: dict[tuple[Path, str], np.ndarray] = {}
@@ -100,8 +106,9 @@ def reference(path: Path, row: Row) -> np.ndarray:
     key = (path, json.dumps([row.prompt, row.decoded]))
     if key not in _REFERENCES:
         model = torch_model(path)
-        # The one before may have left the frequencies of `dynamic` stretched to its own length.
-        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        body = model.base_model
+        if hasattr(body, "rotary_emb"):  # the one before may have left the frequencies of `dynamic` stretched to its own length
+            body.rotary_emb = type(body.rotary_emb)(model.config)
         cache, parts = empty_cache(model), []
         with torch.no_grad():
             for piece in [row.prompt, *([token] for token in row.decoded)]:

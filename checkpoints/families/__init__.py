@@ -5,8 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
-from checkpoints.families import gguf_llama, llama, meta_llama
+from checkpoints.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    gguf_llama,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    meta_llama,
+    mistral,
+    mixtral,
+    olmo2,
+    opt,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from checkpoints.gguf import GGUFSource
 from checkpoints.meta import MetaSource
 from checkpoints.names import Rules
@@ -14,11 +35,11 @@ from jaxllm.config import ModelConfig
 
 
 class Family(NamedTuple):
-    """How a Hugging Face config.json is read and written, and the names of its tensors."""
+    """How a Hugging Face config.json is read, the names of its tensors, and how a config is written that other formats gave."""
 
-    read_config: Callable[[dict[str, Any], str], ModelConfig]
-    write_config: Callable[[ModelConfig], dict[str, Any]]
+    read_config: Callable[[ConfigReader], ModelConfig]
     rules: Rules
+    write_config: Callable[[ModelConfig], dict[str, Any]] | None = None
 
 
 class GGUFFamily(NamedTuple):
@@ -28,15 +49,36 @@ class GGUFFamily(NamedTuple):
     rules: Rules
 
 
-FAMILIES = {"llama": Family(llama.read_config, llama.write_config, llama.RULES)}
+FAMILIES = {
+    "gemma": Family(gemma.read_config, gemma.RULES),
+    "gemma2": Family(gemma2.read_config, gemma2.RULES),
+    "gemma3_text": Family(gemma3.read_config, gemma3.RULES),
+    "gpt2": Family(gpt2.read_config, gpt2.RULES),
+    "gpt_neox": Family(gpt_neox.read_config, gpt_neox.RULES),
+    "granite": Family(granite.read_config, granite.RULES),
+    "llama": Family(llama.read_config, llama.RULES, llama.write_config),
+    "mistral": Family(mistral.read_config, mistral.RULES),
+    "mixtral": Family(mixtral.read_config, mixtral.RULES),
+    "olmo2": Family(olmo2.read_config, olmo2.RULES),
+    "opt": Family(opt.read_config, opt.RULES),
+    "phi3": Family(phi3.read_config, phi3.RULES),
+    "qwen2": Family(qwen2.read_config, qwen2.RULES),
+    "qwen2_moe": Family(qwen2_moe.read_config, qwen2_moe.RULES),
+    "qwen3": Family(qwen3.read_config, qwen3.RULES),
+    "qwen3_moe": Family(qwen3_moe.read_config, qwen3_moe.RULES),
+    "smollm3": Family(smollm3.read_config, smollm3.RULES),
+}
 GGUF_FAMILIES = {"llama": GGUFFamily(gguf_llama.read_config, gguf_llama.RULES)}
 
 
 def read_hf(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, Rules]:
     """config.json -> the family's name, the model's architecture and its tensor names. Raises CheckpointError."""
     name = _known(FAMILIES, values.get("model_type"), where)
+    reader = ConfigReader(values, where)
     try:
-        return name, FAMILIES[name].read_config(values, where), FAMILIES[name].rules
+        config = FAMILIES[name].read_config(reader)
+        reader.finish()
+        return name, config, FAMILIES[name].rules
     except ValueError as error:
         raise _located(error, where) from error
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Windows = tuple[int | None, ...]
+T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -15,6 +18,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -35,6 +39,7 @@ PRETRAINED_DEFAULTS: dict[str, Any] = {
     "finetuning_task": None,
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
+    "is_causal": True,
     "is_decoder": False,
     "is_encoder_decoder": False,
     "length_penalty": 1.0,
@@ -74,6 +79,11 @@ NO_EFFECT = (
     "architectures",
     "attention_dropout",
     "attn_implementation",
+    "auto_map",  # code of its own, which is not run
+    "cache_implementation",
+    "embd_pdrop",
+    "gradient_checkpointing",
+    "hidden_dropout",
     "id2label",
     "initializer_range",
     "label2id",
@@ -81,7 +91,10 @@ NO_EFFECT = (
     "model_type",
     "name_or_path",
     "num_labels",
+    "output_router_logits",
     "pad_token_id",
+    "resid_pdrop",
+    "router_aux_loss_coef",
     "tokenizer_class",
     "transformers.js_config",
     "transformers_version",
@@ -102,6 +115,74 @@ def read_common(reader: ConfigReader) -> None:
     for key, value in PRETRAINED_DEFAULTS.items():
         reader.default(key, value)
     reader.ignore(*NO_EFFECT)
+
+
+def read_decoder(
+    reader: ConfigReader,
+    *,
+    positions: int,
+    head_dim: int | None = None,
+    activation_key: str = "hidden_act",
+    activation: str = "silu",
+    eps: float = 1e-6,
+    tied: bool = False,
+    bos: int | None = None,
+    eos: int | None = None,
+) -> dict[str, Any]:
+    """What nearly all configs have, as fields of `ModelConfig`, with a family's own defaults.
+
+    Sizes that transformers always writes have none: without them a plan would be of the family's first model.
+    """
+    hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    return decoder_keys(reader, tied=tied, bos=bos, eos=eos) | {
+        "hidden_size": hidden,
+        "intermediate_size": reader.size("intermediate_size"),
+        "num_layers": reader.size("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": reader.size("num_key_value_heads", heads),
+        "head_dim": reader.size("head_dim", head_dim or hidden // heads),
+        "max_position": reader.size("max_position_embeddings", positions),
+        "norm_eps": reader.take("rms_norm_eps", eps),
+        "activation": read_activation(reader, activation_key, activation),
+    }
+
+
+def decoder_keys(reader: ConfigReader, *, tied: bool = False, bos: int | None = None, eos: int | None = None) -> dict[str, Any]:
+    """The part of it whose keys have the same names in all families; and those that have nothing to do with the architecture."""
+    read_common(reader)
+    begin, stop = (
+        token_ids(reader.raw(key) if reader.has(key) else default, reader.where, key)
+        for key, default in (("bos_token_id", bos), ("eos_token_id", eos))
+    )
+    return {
+        "vocab_size": reader.size("vocab_size"),
+        "tied_head": reader.take("tie_word_embeddings", tied),
+        "dtype": read_dtype(reader),
+        "bos_token_id": begin[0] if begin else None,
+        "eos_token_ids": stop,
+    }
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def read_windows(reader: ConfigReader, num_layers: int, window: int | None, slides: Callable[[int], bool]) -> Windows:
+    """The window of each layer, a pattern that repeats: of those that `layer_types` says slide, or else the function."""
+    kinds = reader.optional("layer_types", list)
+    if kinds is None:
+        kinds = [SLIDING if slides(i) else FULL for i in range(num_layers)]
+    if len(kinds) != num_layers or not all(kind in (SLIDING, FULL) for kind in kinds):
+        raise CheckpointError(
+            f"{reader.where}: `layer_types` must name {num_layers} layers, each {SLIDING!r} or {FULL!r}; correct it"
+        )
+    if window is None and SLIDING in kinds:
+        raise CheckpointError(f"{reader.where}: `layer_types` has layers that slide, and there is no `sliding_window`; add it")
+    return repeated([window if kind == SLIDING else None for kind in kinds])
+
+
+def repeated(pattern: Sequence[T]) -> tuple[T, ...]:
+    """The shortest beginning of a pattern that gives all of it when it is repeated."""
+    return next(tuple(pattern[:n]) for n in range(1, len(pattern) + 1) if all(x == pattern[i % n] for i, x in enumerate(pattern)))
 
 
 def read_dtype(reader: ConfigReader) -> str:

@@ -14,31 +14,40 @@ from checkpoints.errors import CheckpointError
 from jaxllm.config import RopeConfig
 
 
-def read_rope(reader: ConfigReader, max_position: int, default_theta: float = 10000.0) -> RopeConfig:
-    """Take `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`, from a config."""
+def read_rope(
+    reader: ConfigReader, max_position: int, default_theta: float = 10000.0, fraction: float | None = None
+) -> RopeConfig:
+    """Take `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`, from a config.
+
+    `fraction`: of each head that turns, where the parameters do not say; None: of a family that turns whole heads.
+    """
     theta = reader.take("rope_theta", default_theta)
-    reader.default("partial_rotary_factor", 1.0)
+    reader.default("partial_rotary_factor", 1.0, None)
     # transformers lets a non-empty `rope_scaling` win over `rope_parameters`.
     new = reader.optional("rope_parameters", dict)
     scaling = reader.optional("rope_scaling", dict) or new or {}
     rope = ConfigReader(scaling, f"{reader.where}: rope parameters")
     kind = _kind(rope)
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         original = rope.optional("original_max_position_embeddings", int) or max_position
         # A field of this name beside the parameters overrides the one among them.
         original = reader.optional("original_max_position_embeddings", int) or original
     else:
         original = max_position
     theta = rope.take("rope_theta", theta)
-    rope.default("partial_rotary_factor", 1.0)
+    if fraction is None:
+        rope.default("partial_rotary_factor", 1.0, None)
+    else:
+        fraction = rope.take("partial_rotary_factor", fraction)
     fields = _KINDS[kind](rope, max_position, original)
     rope.finish()
-    return RopeConfig(theta=theta, original_max_position=original, **fields)
+    return RopeConfig(theta=theta, original_max_position=original, fraction=fraction or 1.0, **fields)
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
     """`rope_parameters` that `read_rope` reads as the same."""
     shared: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    own: dict[str, Any]
     match rope.kind:
         case "default":
             return shared
@@ -50,6 +59,12 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
                 "beta_slow": rope.beta_slow,
                 "attention_factor": rope.attention_factor,
                 "truncate": rope.truncate,
+            }
+        case "longrope":
+            own = {
+                "attention_factor": rope.attention_factor,
+                "short_factor": list(rope.short_factors),
+                "long_factor": list(rope.long_factors),
             }
         case _:
             return shared | {"factor": rope.factor}
@@ -114,10 +129,32 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+def _longrope(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
+    factor = rope.optional("factor", float) or max_position / original
+    attention_factor = rope.optional("attention_factor", float)
+    if attention_factor is None:
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return {
+        "kind": "longrope",
+        "factor": factor,
+        "attention_factor": attention_factor,
+        "short_factors": _numbers(rope, "short_factor"),
+        "long_factors": _numbers(rope, "long_factor"),
+    }
+
+
+def _numbers(rope: ConfigReader, key: str) -> tuple[float, ...]:
+    values = rope.required(key, list)
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
+        raise CheckpointError(f"{rope.where}: `{key}` holds what is no number; correct it")
+    return tuple(float(x) for x in values)
+
+
 _KINDS: dict[str, Callable[[ConfigReader, int, int], dict[str, Any]]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

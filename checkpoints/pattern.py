@@ -1,0 +1,161 @@
+"""How the numbers of a checkpoint's tensor become a parameter's: axes split, merged, permuted, and back.
+
+A slice of a parameter is a slice of a tensor (loading touches only the bytes it needs), and a whole parameter is a tensor again
+(export).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from checkpoints.copying import contiguous
+
+Group = tuple[str, ...]  # the axes merged into one dimension, outermost first
+Bounds = Mapping[str, tuple[int, int]]
+"""Axis -> [first, last)."""
+
+_SIDE = re.compile(r"(?:\(\s*\w+(?:\s+\w+)*\s*\)|\w+)(?:\s+(?:\(\s*\w+(?:\s+\w+)*\s*\)|\w+))*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Those positions of an axis of a tensor that one parameter has, of a tensor that fills several.
+
+    Attributes:
+      axis: of the tensor.
+      skip: so many positions come before, or as many as these axes have.
+      size: the parameter's axis that they are; None: it is one position, and no axis of the parameter.
+    """
+
+    axis: str
+    skip: int | tuple[str, ...]
+    size: str | None = None
+
+    def first(self, sizes: Mapping[str, int]) -> int:
+        return self.skip if isinstance(self.skip, int) else sum(sizes[axis] for axis in self.skip)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An invertible rearrangement such as `(n h) d -> d (n h)`: the tensor's dimensions, then the parameter's.
+
+    Attributes:
+      part: what the parameter has of the tensor; None: all of it.
+      stacked: an axis of the parameter of which the tensor is one position.
+
+    Raises ValueError when the text is not of that form, or when the two sides do not name the same axes once each.
+    """
+
+    text: str
+    part: Part | None = None
+    stacked: str | None = None
+
+    def __post_init__(self) -> None:
+        left, right = self._atoms, _atoms(self.param_dims)
+        only = {self.stacked, self.part.axis if self.part and not self.part.size else None}
+        if len(set(left)) != len(left) or sorted({*left} - only) != sorted({*right} - only) or len(set(right)) != len(right):
+            raise ValueError(f"pattern {self.text!r} must name the same axes once on each side")
+
+    @cached_property
+    def tensor_dims(self) -> tuple[Group, ...]:
+        return self._side(0)
+
+    @cached_property
+    def param_dims(self) -> tuple[Group, ...]:
+        return self._side(1)
+
+    @cached_property
+    def _atoms(self) -> list[str]:
+        """The tensor's axes by the parameter's names for them."""
+        return [self._own(axis) for axis in _atoms(self.tensor_dims)]
+
+    def _own(self, axis: str) -> str:
+        return (self.part.size or axis) if self.part and axis == self.part.axis else axis
+
+    def _side(self, which: int) -> tuple[Group, ...]:
+        sides = [side.strip() for side in self.text.split("->")]
+        if len(sides) != 2 or not all(_SIDE.fullmatch(side) for side in sides):
+            raise ValueError(f"pattern {self.text!r} is not of the form '(a b) c -> a b c'")
+        return tuple(tuple(group.strip("()").split()) for group in re.findall(r"\([^)]*\)|\w+", sides[which]))
+
+    def tensor_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return _shape(self.tensor_dims, sizes)
+
+    def param_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return _shape(self.param_dims, sizes)
+
+    def leading(self) -> list[str]:
+        """The parameter's axes of which a range is a range of one of the tensor's dimensions."""
+        single = self.part.axis if self.part and not self.part.size else None
+        groups = [[axis for axis in group if axis != single] if group[0] == single else list(group) for group in self.tensor_dims]
+        return [self._own(group[0]) for group in groups if group]
+
+    def read(self, tensor: Callable[[tuple[slice, ...]], np.ndarray], bounds: Bounds, sizes: Mapping[str, int]) -> np.ndarray:
+        """The part of the parameter within `bounds`, of a tensor that gives its boxes. A view where numpy can."""
+        slices: list[slice] = []
+        shape: list[int] = []
+        select: list[slice] = []
+        for group in self.tensor_dims:
+            whole, ranges = [sizes[axis] for axis in group], [self._range(axis, bounds, sizes) for axis in group]
+            # The first axis of which more than one position is wanted: with those before it, a range of the dimension.
+            lead = next((i for i, (low, high) in enumerate(ranges) if high - low != 1), len(group) - 1)
+            first = sum(low * math.prod(whole[i + 1 :]) for i, (low, _) in enumerate(ranges[: lead + 1]))
+            count = ranges[lead][1] - ranges[lead][0]
+            slices.append(slice(first, first + count * math.prod(whole[lead + 1 :])))
+            shape += [1] * lead + [count] + whole[lead + 1 :]
+            select += [slice(None)] * (lead + 1) + [slice(*one) for one in ranges[lead + 1 :]]
+        split = tensor(tuple(slices)).reshape(shape)[tuple(select)]
+        return _ordered(split, self._atoms, self.param_dims)
+
+    def _range(self, axis: str, bounds: Bounds, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Which positions of an axis of the tensor are wanted."""
+        if self.part is None or axis != self.part.axis:
+            return bounds.get(axis, (0, sizes[axis]))
+        first = self.part.first(sizes)
+        low, high = (0, 1) if self.part.size is None else bounds.get(self.part.size, (0, sizes[self.part.size]))
+        return first + low, first + high
+
+    def split(self, param: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+        """A parameter, or a part of it of these sizes, in the tensor's order, with a dimension for each of the tensor's axes."""
+        order = _atoms(self.param_dims)
+        one = {self.stacked: 1}
+        return _ordered(param.reshape([one.get(axis, sizes[axis]) for axis in order]), order, [(axis,) for axis in self._atoms])
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """What `split` made of all the parameters that a tensor fills -> the tensor, or a part of it."""
+        together = parts[0]
+        if self.part is not None:
+            together = np.concatenate(parts, axis=_atoms(self.tensor_dims).index(self.part.axis))
+        lengths = iter(together.shape)
+        return _merged(together, [math.prod(next(lengths) for _ in group) for group in self.tensor_dims])
+
+
+def _atoms(dims: Sequence[Group]) -> list[str]:
+    return [axis for group in dims for axis in group]
+
+
+def _shape(dims: Sequence[Group], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[axis] for axis in group) for group in dims)
+
+
+def _ordered(x: np.ndarray, order: list[str], dims: Sequence[Group]) -> np.ndarray:
+    """`x` has a dimension for each axis of `order` -> these dimensions. An axis on one side only has one position."""
+    target = _atoms(dims)
+    missing = [axis for axis in target if axis not in order]
+    x, order = x.reshape((*x.shape, *[1] * len(missing))), order + missing
+    rest = [axis for axis in order if axis not in target]
+    sizes = dict(zip(order, x.shape, strict=True))
+    return _merged(x.transpose([order.index(axis) for axis in target + rest]), _shape(dims, sizes))
+
+
+def _merged(x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    try:
+        return x.reshape(shape, copy=False)
+    except ValueError:  # axes that were apart are merged
+        return contiguous(x).reshape(shape)

@@ -1,0 +1,44 @@
+"""Every form of the experts' products gives what each token's experts give it one at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import experts
+
+COUNT, D, F = 6, 8, 5
+FORMS = [experts._one_by_one, experts._with_own_weights, experts._ragged, experts._in_rounds]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("routing", ["even", "one", "random"])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.strip("_"))
+def test_each_pair_runs_through_its_expert(form: experts.Form, tokens: int, routing: str, gated: bool) -> None:
+    """Where all choose one expert it takes many rounds; no token is dropped."""
+    rng = np.random.default_rng(0)
+    k = 2
+    chosen = {
+        "even": np.arange(tokens * k).reshape(tokens, k) % COUNT,
+        "one": np.tile([4, 1], (tokens, 1)),
+        "random": np.array([rng.permutation(COUNT)[:k] for _ in range(tokens)]),
+    }[routing]
+    x, gate, up, down = (
+        rng.normal(size=s).astype(np.float32) for s in ((tokens, D), (COUNT, D, F), (COUNT, D, F), (COUNT, F, D))
+    )
+    expected = []
+    for token, pair in zip(x, chosen, strict=True):
+        for e in pair:
+            inner = (
+                np.asarray(jax.nn.silu(token @ gate[e])) * (token @ up[e]) if gated else np.asarray(jax.nn.silu(token @ up[e]))
+            )
+            expected.append(inner @ down[e])
+    matrices = (jnp.asarray(gate) if gated else None, jnp.asarray(up), jnp.asarray(down))
+    run = jax.jit(partial(form, partial(experts._ffn, "silu")))
+    found = run(jnp.asarray(x), jnp.asarray(chosen.reshape(-1), jnp.int32), matrices)
+    np.testing.assert_allclose(found, np.array(expected), atol=1e-4, rtol=0)
