@@ -37,7 +37,8 @@ from checkpoints.load import load, names_of_parameters
 from checkpoints.names import axis_sizes
 from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.target import Entry
-from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.config import ModelConfig
+from jaxllm.presets import PRESETS
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from jaxllm.config import PRESETS
+from jaxllm.presets import PRESETS
 from jaxllm.roofline import REACHED, StepSeconds, score_step
 from jaxllm.score import Packing, Scorer, row_length
 from jaxllm.steps import Steps

@@ -12,9 +12,10 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import compiled_dir, resolve
 from checkpoints.load import load, random_leaves
 from jaxllm.compile_cache import use_compilation_cache
-from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.config import ModelConfig
 from jaxllm.engine import Engine
 from jaxllm.plan import Plan, Run
+from jaxllm.presets import PRESETS
 from jaxllm.remedies import plan_or_refuse
 from jaxllm.requests import SamplingParams
 from jaxllm.scheduler import Sequence

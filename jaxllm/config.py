@@ -247,22 +247,3 @@ def _check_rope(rope: RopeConfig, head_dim: int) -> None:
     factors = {len(rope.short_factors), len(rope.long_factors)}
     if factors != ({turned // 2} if rope.kind == "longrope" else {0}):
         raise ValueError(f"longrope needs a short and a long factor for each of {turned // 2} pairs; there are {sorted(factors)}")
-
-
-# Published shapes, for planning and for benches with random weights.
-PRESETS = {
-    "llama-7b": ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, dtype="float16", bos_token_id=1, eos_token_ids=(2,)),
-    "llama-30b": ModelConfig(32000, 6656, 17920, 60, 52, 52, 128, 2048, dtype="float16", bos_token_id=1, eos_token_ids=(2,)),
-    "llama-3-8b": ModelConfig(
-        128256, 4096, 14336, 32, 32, 8, 128, 8192, norm_eps=1e-5, dtype="bfloat16", bos_token_id=128000, eos_token_ids=(128001,),
-        rope=RopeConfig(theta=500000.0),
-    ),
-    "llama-3-70b": ModelConfig(
-        128256, 8192, 28672, 80, 64, 8, 128, 8192, norm_eps=1e-5, dtype="bfloat16", bos_token_id=128000, eos_token_ids=(128001,),
-        rope=RopeConfig(theta=500000.0),
-    ),
-    "smollm2-135m": ModelConfig(
-        49152, 576, 1536, 30, 9, 3, 64, 8192, norm_eps=1e-5, tied_head=True, dtype="bfloat16", bos_token_id=1, eos_token_ids=(2,),
-        rope=RopeConfig(theta=100000.0),
-    ),
-}  # fmt: skip

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.config import ModelConfig
+from jaxllm.config import Experts, ModelConfig
 from jaxllm.layers import dot, param, weight
 from jaxllm.mlp import MLP, activate
 from sharding.layout import Layout
 from sharding.padding import round_up
 
 SPARE = 1.25  # capacity of an expert in a round, over the mean
+FEW = 128  # tokens; with no more a GPU is busy reading weights, and a loop would wait for the host in every layer
 
 
 class MixtureOfExperts(nnx.Module):
@@ -45,61 +46,59 @@ class MixtureOfExperts(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D] float32."""
-        gates, chosen = self._route(x)
+        shares = jax.nn.softmax(dot("btd,de->bte", x, weight(self.layout, self.router)), axis=-1)
         parameters = (self.gate, self.up, self.down)
         matrices = [None if p is None else weight(self.layout, p) for p in parameters]
         specs = [None if p is None else self.layout.spec(p.get_metadata()["axes"]) for p in parameters]
         rows = self.layout.spec(("rows", None, None))
-        run = partial(_chosen, self.activation, self.layout.platform)
-        over = jax.shard_map(run, mesh=self.layout.mesh, in_specs=(rows, rows, rows, specs), out_specs=rows, check_vma=False)
-        y = over(x, gates, chosen, matrices)
+        run = partial(_chosen, self.experts, self.activation, self.layout.platform)
+        over = jax.shard_map(run, mesh=self.layout.mesh, in_specs=(rows, rows, specs), out_specs=rows, check_vma=False)
+        y = over(x, shares, matrices)
         if self.shared is not None and self.shared_gate is not None:
             open = jax.nn.sigmoid(dot("btd,do->bto", x, weight(self.layout, self.shared_gate)))
             y = y + open * self.shared(x)
         return y
-
-    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of each token the weights [B, T, k] float32 of its experts, and which they are, the likeliest first."""
-        shares = jax.nn.softmax(dot("btd,de->bte", x, weight(self.layout, self.router)), axis=-1)
-        top, chosen = jax.lax.top_k(shares, self.experts.top_k)
-        return (top / top.sum(axis=-1, keepdims=True) if self.experts.normalised else top), chosen
 
 
 Matrices = Sequence[Any]
 """Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's part of F."""
 
 
-def _chosen(
-    activation: str,
-    platform: str,
-    x: jax.Array,
-    gates: jax.Array,
-    chosen: jax.Array,
-    matrices: Matrices,
-) -> jax.Array:
-    """x [B, T, D], gates and chosen [B, T, k] -> [B, T, D] float32, summed over `model`. Runs on each device."""
-    k, d, experts = chosen.shape[-1], x.shape[-1], matrices[1].shape[0]
+def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, shares: jax.Array, matrices: Matrices) -> jax.Array:
+    """x [B, T, D] and the router's shares [B, T, E] -> [B, T, D] float32, summed over `model`. Runs on each device.
+
+    The choice is made here too: left to itself, XLA gathers the shares of all rows for it.
+    """
+    gates, chosen = jax.lax.top_k(shares, config.top_k)
+    if config.normalised:
+        gates = gates / gates.sum(axis=-1, keepdims=True)
+    k, d, experts = config.top_k, x.shape[-1], config.count
     tokens, expert = x.reshape(-1, d), chosen.reshape(-1)
+    run: Form
     if 2 * len(expert) <= experts:
         run = _one_by_one if platform == "cpu" else _with_own_weights
+    elif platform == "tpu":
+        run = _ragged
+    elif platform == "gpu" and len(tokens) <= FEW:
+        run = partial(_in_rounds, capacity=len(tokens))
     else:
-        run = _ragged if platform == "tpu" else _in_rounds
+        run = partial(_in_rounds, capacity=min(round_up(int(SPARE * len(expert) / experts) + 1, 8), len(tokens)))
     y = run(partial(_ffn, activation), tokens, expert, matrices)  # [pairs, D]
-    y = jnp.sum(y.reshape(-1, k, d) * gates.reshape(-1, k, 1), axis=1)
+    y = jnp.sum(y.reshape(-1, k, d).astype(jnp.float32) * gates.reshape(-1, k, 1), axis=1)
     return jax.lax.psum(y, "model").reshape(x.shape)
 
 
 def _ffn(activation: str, product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, matrices: Matrices) -> jax.Array:
-    """A block with `product` for its products -> float32."""
+    """A block with `product` for its products."""
     gate, up, down = matrices
     gated = None if gate is None else product(x, gate).astype(x.dtype)
-    return product(activate(activation, gated, product(x, up).astype(x.dtype)), down)
+    return product(activate(activation, gated, product(x, up).astype(x.dtype)), down).astype(x.dtype)
 
 
 Ffn = Callable[[Callable[[jax.Array, jax.Array], jax.Array], jax.Array, Matrices], jax.Array]
 """`_ffn` but for the activation's name."""
 Form = Callable[[Ffn, jax.Array, jax.Array, Matrices], jax.Array]
-"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> what it makes of it, [n * k, D] float32."""
+"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> what it makes of it, [n * k, D]."""
 
 
 def _one_by_one(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) -> jax.Array:
@@ -132,11 +131,10 @@ def _ragged(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) 
     return jnp.zeros_like(y).at[order].set(y, unique_indices=True)
 
 
-def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) -> jax.Array:
-    """Batched products, in each of which every expert takes as many pairs as any other."""
+def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices, *, capacity: int) -> jax.Array:
+    """Batched products, in each of which every expert takes up to `capacity` pairs."""
     pairs, count = len(expert), matrices[1].shape[0]
     k = pairs // len(tokens)
-    capacity = min(round_up(int(SPARE * pairs / count) + 1, 8), len(tokens))
     of = expert[:, None] == jnp.arange(count)[None, :]
     before = jnp.cumsum(of.astype(jnp.int32), axis=0)
     turn = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
@@ -151,4 +149,6 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
         y = ffn(partial(dot, "eci,eio->eco"), x, matrices).reshape(count * capacity, -1)
         return jnp.where(now[:, None], y.at[at].get(mode="clip"), done)
 
-    return jax.lax.fori_loop(0, rounds, round, jnp.zeros((pairs, tokens.shape[1]), jnp.float32))
+    done = jnp.zeros((pairs, tokens.shape[1]), tokens.dtype)
+    # A token chooses an expert once: with a seat for every token one round is enough.
+    return round(jnp.int32(0), done) if capacity == len(tokens) else jax.lax.fori_loop(0, rounds, round, done)

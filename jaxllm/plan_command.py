@@ -16,10 +16,11 @@ from tqdm import tqdm
 from checkpoints.checkpoint import read_config
 from checkpoints.hub import rates_dir, resolve_config
 from jaxllm.compiled_report import PROGRAMS, CompiledStep, compiled_steps
-from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.config import ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.measure import measured
 from jaxllm.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
+from jaxllm.presets import PRESETS
 from jaxllm.remedies import remedies
 from jaxllm.requests import RequestError
 from sharding.hardware import Hardware, absent_devices

@@ -13,7 +13,8 @@ from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
 from checkpoints.families import read_hf
 from checkpoints.families.hf_common import NO_EFFECT, PRETRAINED_DEFAULTS
-from jaxllm.config import PRESETS, ModelConfig, RopeConfig
+from jaxllm.config import ModelConfig, RopeConfig
+from jaxllm.presets import PRESETS
 from jaxllm.rope import inverse_frequencies
 
 SMALL: dict[str, Any] = {

@@ -37,7 +37,8 @@ from checkpoints.safetensors_writer import header, write_file
 from checkpoints.target import Entry
 from checkpoints.verify import compare
 from jaxllm.cli import main
-from jaxllm.config import PRESETS, ModelConfig, RopeConfig
+from jaxllm.config import ModelConfig, RopeConfig
+from jaxllm.presets import PRESETS
 
 
 def run(source: Path, target: Path, *options: str) -> int:

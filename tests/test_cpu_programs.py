@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from jaxllm import programs
-from jaxllm.config import PRESETS
 from jaxllm.plan import cache_bytes
+from jaxllm.presets import PRESETS
 from jaxllm.steps import Steps
 from sharding.hlo import analyse
 from sharding.layout import make_layout

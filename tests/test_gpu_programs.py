@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm import cache as kv
 from jaxllm import programs
-from jaxllm.config import PRESETS
+from jaxllm.presets import PRESETS
 from jaxllm.steps import Steps
 from sharding.hardware import absent_devices, hardware
 from sharding.hlo import Program, analyse

@@ -12,8 +12,8 @@ from tiny_checkpoint import CONFIG
 
 from jaxllm import measure
 from jaxllm.cli import main
-from jaxllm.config import PRESETS
 from jaxllm.measure import measured
+from jaxllm.presets import PRESETS
 from jaxllm.roofline import decode_step
 from sharding.hardware import Hardware
 from sharding.layout import make_layout

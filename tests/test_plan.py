@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from jaxllm import cache as kv
-from jaxllm.config import PRESETS
 from jaxllm.estimate import estimates
 from jaxllm.plan import Run, cache_bytes, find_plan, layouts, weight_bytes
+from jaxllm.presets import PRESETS
 from jaxllm.remedies import DoesNotFitError, plan_or_refuse, remedies
 from jaxllm.roofline import StepSeconds, decode_step, score_step, seconds_per_token
 from jaxllm.steps import Steps

@@ -10,8 +10,8 @@ from tiny_checkpoint import CONFIG
 
 from checkpoints.checkpoint import read_config
 from jaxllm.cli import main
-from jaxllm.config import PRESETS
 from jaxllm.plan import cache_bytes
+from jaxllm.presets import PRESETS
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
 

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from jaxllm import programs
-from jaxllm.config import PRESETS, ModelConfig
+from jaxllm.config import ModelConfig
 from jaxllm.plan import layouts
+from jaxllm.presets import PRESETS
 from jaxllm.steps import Steps
 from jaxllm.working_memory import score_bytes, step_bytes
 from sharding.layout import make_layout
