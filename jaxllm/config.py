@@ -208,6 +208,12 @@ class ModelConfig:
         ffn = sum(self.ffn_params(layer.routed, active) for layer in self.layers)
         return self.num_layers * (self.attention_params + norms) + ffn
 
+    def params_read(self, experts: int) -> int:
+        """Parameters that a step reads where so many experts of each layer are chosen, the head's table among them."""
+        unread = sum(max(self.experts.count - experts, 0) for layer in self.layers if layer.routed and self.experts)
+        expert = self._mlp(self.experts.size) if self.experts else 0
+        return self._layers_params(active=False) - unread * expert + self.vocab_size * self.table_size
+
     @property
     def _norm(self) -> int:
         return self.hidden_size * (2 if self.norm == "layer" else 1)

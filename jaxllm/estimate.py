@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
+from jaxllm.experts import products
 from jaxllm.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
 from jaxllm.roofline import decode_step, prefill_step, seconds_per_token
 from jaxllm.score import row_length
@@ -132,7 +133,8 @@ def _step(run: Run, layout: Layout, rates: Hardware, batch: int) -> Step:
     times = decode_step(config, layout, run.dtype, rates, rows, context)
     fits = find_plan(replace(run, max_num_seqs=batch, max_model_len=context)).fits
     size = jnp.dtype(run.dtype).itemsize
-    weights = config.num_layers * config.layer_params + config.vocab_size * config.hidden_size
+    chosen = products(config.experts, layout.platform, rows)[0] if config.experts else 0
+    weights = config.params_read(chosen)
     nbytes = (weights * size + rows * context * config.kv_bytes_per_token(size)) // layout.model
     flops = rows * config.flops_per_token(context) / layout.model
     return Step(batch, fits, flops, nbytes, times.total, times.gathers + times.reduces)

@@ -79,13 +79,25 @@ def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, share
         run = _one_by_one if platform == "cpu" else _with_own_weights
     elif platform == "tpu":
         run = _ragged
-    elif platform == "gpu" and len(tokens) <= FEW:
-        run = partial(_in_rounds, capacity=len(tokens))
     else:
-        run = partial(_in_rounds, capacity=min(round_up(int(SPARE * len(expert) / experts) + 1, 8), len(tokens)))
+        run = partial(_in_rounds, capacity=capacity(config, platform, len(tokens)))
     y = run(partial(_ffn, activation), tokens, expert, matrices)  # [pairs, D]
     y = jnp.sum(y.reshape(-1, k, d).astype(jnp.float32) * gates.reshape(-1, k, 1), axis=1)
     return jax.lax.psum(y, "model").reshape(x.shape)
+
+
+def capacity(config: Experts, platform: str, tokens: int) -> int:
+    """Pairs that an expert takes in a round of so many tokens."""
+    if platform == "gpu" and tokens <= FEW:
+        return tokens
+    return min(round_up(int(SPARE * tokens * config.top_k / config.count) + 1, 8), tokens)
+
+
+def products(config: Experts, platform: str, tokens: int) -> tuple[int, int]:
+    """How many experts' weights are read for so many tokens, and the rows that each of them is multiplied with."""
+    if 2 * tokens * config.top_k <= config.count:
+        return tokens * config.top_k, 1
+    return config.count, capacity(config, platform, tokens)
 
 
 def _ffn(activation: str, product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, matrices: Matrices) -> jax.Array:
@@ -149,6 +161,7 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
         y = ffn(partial(dot, "eci,eio->eco"), x, matrices).reshape(count * capacity, -1)
         return jnp.where(now[:, None], y.at[at].get(mode="clip"), done)
 
-    done = jnp.zeros((pairs, tokens.shape[1]), tokens.dtype)
+    # All of it is written over. Of zeros, XLA for GPUs would make those of all layers first.
+    done = jnp.repeat(tokens, k, axis=0)
     # A token chooses an expert once: with a seat for every token one round is enough.
     return round(jnp.int32(0), done) if capacity == len(tokens) else jax.lax.fori_loop(0, rounds, round, done)

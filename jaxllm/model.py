@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         }
         layers, blocks = [], list(self.blocks)
         for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
-            if few and self.layout.gathered and i + 1 < len(blocks):
+            if (few or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
                 x, blocks[i + 1] = _after(x, blocks[i + 1])
             x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
             layers.append(layer)
@@ -191,7 +191,8 @@ class Decoder(nnx.Module):
 def _after(x: jax.Array, block: Block) -> tuple[jax.Array, Block]:
     """`x`, and `block` with weights that are gathered only when `x` is there.
 
-    With few tokens to hide gathers behind, XLA for Hopper begins those of all layers at once, and holds the whole model.
+    With few tokens to hide gathers behind, or where experts run in loops, XLA for Hopper begins those of all layers at once, and
+    holds the whole model.
     """
     graph, state = nnx.split(block)
     x, state = jax.lax.optimization_barrier((x, state))

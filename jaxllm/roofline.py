@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import jax.numpy as jnp
 
 from jaxllm.cache import cache_dtype
-from jaxllm.config import ModelConfig
+from jaxllm.config import Layer, ModelConfig
+from jaxllm.experts import products
 from jaxllm.layers import parts_of_ffn
 from jaxllm.tree_attention import TILE
 from sharding.hardware import Hardware
@@ -90,10 +92,10 @@ class _Step:
         """
         config, model, size, hardware = self.config, self.layout.model, self.size, self.hardware
         layers, d, n = config.num_layers, config.hidden_size, config.num_heads
-        table = config.vocab_size * d
+        table = config.vocab_size * config.table_size
         heads = (n + 2 * config.num_kv_heads) * config.head_dim
         # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
-        between = (heads + 2 * config.intermediate_size + 2 * d) * (4 + size) / model + 8 * d * size
+        between = (heads + 2 * self._ffn_width() + 2 * d) * (4 + size) / model + 8 * d * size
         scores = n * keys / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
         read = cached * self._cache_bytes() / model
         attention = layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
@@ -101,7 +103,7 @@ class _Step:
         if looped and hardware.cache_rate:  # of single tokens, it was measured as a whole
             attention = read / hardware.cache_rate
         return StepSeconds(
-            products=(layers * self._layer(tokens) + self._product(table, scored)) / model,
+            products=(sum(map(partial(self._layer, tokens), config.layers)) + self._product(table, scored)) / model,
             attention=attention,
             activations=layers * tokens * between / hardware.bandwidth,
             gathers=self._gathers(looped),
@@ -116,9 +118,23 @@ class _Step:
         kept = jnp.dtype(cache_dtype(self.dtype, layout.platform)).itemsize
         return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
 
-    def _layer(self, tokens: int) -> float:
+    def _ffn_width(self) -> int:
+        """Of a token, on average over the layers."""
+        config = self.config
+        if config.experts is None:
+            return config.intermediate_size
+        routed = config.experts.top_k * config.experts.size + config.experts.shared_size
+        return sum(routed if layer.routed else config.intermediate_size for layer in config.layers) // config.num_layers
+
+    def _layer(self, tokens: int, layer: Layer) -> float:
         """Of a layer's matrices."""
-        seconds = self._product(self.config.layer_params, tokens)
+        config, experts = self.config, self.config.experts
+        seconds = self._product(config.attention_params, tokens)
+        if layer.routed and experts is not None:
+            count, rows = products(experts, self.layout.platform, tokens)
+            every = config.ffn_params(True) // experts.count  # an expert, and its share of what all tokens read
+            return seconds + count * self._product(every, rows)
+        seconds += self._product(config.ffn_params(False), tokens)
         inputs = self.config.intermediate_size // self.layout.model
         if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
             seconds += (IN_PARTS - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)

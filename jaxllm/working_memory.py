@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.cache import BLOCK
 from jaxllm.config import ModelConfig
+from jaxllm.experts import products
 from jaxllm.layers import FEWEST_ROWS, parts_of_ffn
 from jaxllm.loglikelihood import CHUNK
 from jaxllm.score import row_length
@@ -25,7 +26,8 @@ def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, lengt
         return max(sizes.cpu_decode(-(-rows // layout.data)), sizes.cpu_prefill(chunk))
     attention = chunk * length * config.num_heads * (4 + sizes.size) // layout.model
     logits = 3 * rows * config.vocab_size * 4  # as they come, and what sampling makes of them
-    return sizes.gathered() + max(chunk * 4 * sizes.ffn + attention, logits)
+    ffn = max(chunk * 4 * sizes.ffn, sizes.experts(chunk), sizes.experts(-(-rows // layout.data)))
+    return sizes.gathered() + max(ffn + attention, logits)
 
 
 def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
@@ -34,11 +36,14 @@ def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
     if layout.platform == "cpu":
         return sizes.cpu_score(tokens)
     # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
-    activations = tokens * ((9 if layout.capability < AMPERE else 4) * sizes.ffn + 6 * config.hidden_size)
+    ffn = tokens * (9 if layout.capability < AMPERE else 4 + (not config.gated_mlp)) * sizes.ffn
+    activations = max(ffn, sizes.experts(tokens)) + tokens * 6 * config.hidden_size
     if not layout.gathers:
         return activations
-    widest = max(2 * config.intermediate_size, config.vocab_size)
-    return activations + widest * config.hidden_size * sizes.size // layout.model
+    if config.experts:  # of this layer and the next
+        return activations + sizes.gathered()
+    matrices, table = (1 + config.gated_mlp) * sizes.matrix, sizes.table
+    return activations + (matrices + table if config.tied_head else max(matrices, table))
 
 
 class _Sizes:
@@ -50,7 +55,7 @@ class _Sizes:
         self.embed = config.hidden_size
         self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
         self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
-        self.table = self.vocab * self.embed * self.size if layout.gathers else 0
+        self.table = self.vocab * config.table_size * self.size if layout.gathers else 0
         self.tables = self.table * config.num_tables
         self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
 
@@ -61,6 +66,15 @@ class _Sizes:
         if self.layout.capability < HOPPER:
             return max(self.table, self.matrix)
         return 2 * self.config.layer_params * self.size // self.layout.model + self.tables
+
+    def experts(self, tokens: int) -> int:
+        """What a round of experts holds: their inputs, products and sums, and all pairs' results."""
+        experts = self.config.experts
+        if experts is None:
+            return 0
+        count, rows = products(experts, self.layout.platform, tokens)
+        width = max(self.embed, round_up(experts.size, self.layout.parts) // self.layout.model)
+        return self.size * (2 * count * rows * width + tokens * experts.top_k * self.embed)
 
     def cpu_decode(self, rows: int) -> int:
         """The logits; of a gathered layout the tables, which XLA gathers before the loop, a layer, and a matrix beside."""
@@ -94,6 +108,8 @@ class _Sizes:
 
     def _ffn(self, tokens: int) -> int:
         """What a layer's ffn holds for so many tokens: inputs, products, and their sum over the devices."""
+        if self.config.experts:
+            return self.experts(tokens)
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))

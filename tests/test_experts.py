@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import experts
+from jaxllm import experts, programs
+from jaxllm.config import Experts
+from jaxllm.presets import PRESETS
+from jaxllm.steps import Steps
+from sharding.layout import make_layout
+from sharding.targets import target_devices
 
 COUNT, D, F = 6, 8, 5
 FORMS: dict[str, experts.Form] = {
@@ -48,3 +54,17 @@ def test_each_pair_runs_through_its_expert(name: str, tokens: int, routing: str,
     run = jax.jit(partial(form, partial(experts._ffn, "silu")))
     found = run(jnp.asarray(x), jnp.asarray(chosen.reshape(-1), jnp.int32), matrices)
     np.testing.assert_allclose(found, np.array(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout_name", ["tensor", "gathered"])
+def test_more_layers_hold_no_more_on_gpus(layout_name: str) -> None:
+    """XLA would make the first of a loop's results for all layers at once, and begin to gather all of their experts."""
+    config = replace(PRESETS["mixtral-8x7b"], vocab_size=4000, hidden_size=1024, intermediate_size=1024,
+                     experts=Experts(count=8, top_k=2, size=2048))  # fmt: skip
+    layout = make_layout(layout_name, target_devices("h100", 4), config.hidden_size)
+
+    def held(layers: int) -> int:
+        steps = Steps(replace(config, num_layers=layers), layout, "bfloat16")
+        return programs.score(steps, 4096, 8).temp_bytes()
+
+    assert held(8) - held(4) < 2 * 8 * 1024 * 2048  # bytes of one matrix of a layer's experts
