@@ -17,6 +17,7 @@ from checkpoints.convert import FORMATS, PEAK_BYTES, convert, plan
 from checkpoints.hub import resolve
 from checkpoints.inspect import padding, summary
 from checkpoints.verify import Compared, compare, differing_config
+from jaxllm.mechanisms import mechanisms
 
 SHOWN = 20  # differing parameters in a table; --json has all
 GIB = 1 << 30
@@ -66,8 +67,9 @@ def run_inspect(args: argparse.Namespace) -> int:
     print(
         f"  {c.num_layers} layers, hidden {c.hidden_size}, {c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}, "
         f"ffn {c.intermediate_size} ({c.activation}), vocabulary {c.vocab_size}{', tied head' if c.tied_head else ''}, "
-        f"{c.max_position} positions, {f'rope {c.rope.kind}' if c.rope else 'no rope'}"
+        f"{c.max_position} positions"
     )
+    print(f"  {checkpoint.family}: {', '.join(mechanisms(c))}")
     print("  numbers: " + ", ".join(f"{count:,} {dtype}" for dtype, count in found["numbers_by_dtype"].items()))
     changes = ", ".join(f"{name} {size} -> {more}" for name, (size, more) in padded.items())
     print(f"  over {args.devices} devices: {f'padded {changes}' if changes else 'nothing is padded'}")

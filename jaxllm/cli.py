@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxllm import cache_command, checkpoint_commands, plan_command, score_command, warmup_command
+from jaxllm import cache_command, checkpoint_commands, families_command, plan_command, score_command, warmup_command
 from jaxllm.llm import LLM, Progress
 from jaxllm.requests import SamplingParams
 from sharding.layout import NAMES
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     plan_command.add(commands)
     cache_command.add(commands)
     warmup_command.add(commands, _add_place)
+    families_command.add(commands)
     return parser
 
 

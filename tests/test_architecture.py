@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "jaxllm.checkpoint_commands": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.cache_command": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.families_command": ("checkpoints", "jaxllm"),
     "jaxllm.plan_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.warmup_command": ("checkpoints", "jaxllm", "sharding"),
     "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
@@ -48,6 +49,8 @@ SHARDING_MAY_IMPORT = ("jax", "numpy", "sharding")
 WITHOUT_JAX = (
     "jaxllm.buckets",
     "jaxllm.config",
+    "jaxllm.mechanisms",
+    "jaxllm.presets",
     "jaxllm.requests",
     "jaxllm.scheduler",
     "jaxllm.trie",

@@ -350,7 +350,7 @@ def test_metadata_that_is_not_understood_is_refused(tmp_path: Path, changes: dic
 
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="architecture 'gpt9' is not supported; there are: llama"):
+    with pytest.raises(CheckpointError, match="architecture 'gpt9' is not supported in GGUF; there are: llama"):
         open_checkpoint(write_gguf(tmp_path / "x.gguf", {}, {"x": np.zeros((2, 32), np.float32)}, arch="gpt9"))
     writer = GGUFWriter(tmp_path / "y.gguf", "llama")
     writer.add_tensor("x", np.zeros((2, 18), np.uint8), raw_dtype=Kind.IQ4_NL)

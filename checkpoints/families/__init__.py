@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from checkpoints.config_reader import ConfigReader
@@ -28,6 +28,7 @@ from checkpoints.families import (
     qwen3_moe,
     smollm3,
 )
+from checkpoints.families.refusal import refuse_unknown
 from checkpoints.gguf import GGUFSource
 from checkpoints.meta import MetaSource
 from checkpoints.names import Rules
@@ -73,7 +74,9 @@ GGUF_FAMILIES = {"llama": GGUFFamily(gguf_llama.read_config, gguf_llama.RULES)}
 
 def read_hf(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, Rules]:
     """config.json -> the family's name, the model's architecture and its tensor names. Raises CheckpointError."""
-    name = _known(FAMILIES, values.get("model_type"), where)
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        refuse_unknown(values, where, sorted(FAMILIES))
     reader = ConfigReader(values, where)
     try:
         config = FAMILIES[name].read_config(reader)
@@ -85,7 +88,12 @@ def read_hf(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, Rules
 
 def read_gguf(source: GGUFSource) -> tuple[str, ModelConfig, Rules]:
     """A GGUF file -> the name of the family, the model's architecture and its tensor names. Raises CheckpointError."""
-    name = _known(GGUF_FAMILIES, source.metadata.get("general.architecture"), source.where)
+    name = source.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in GGUF_FAMILIES:
+        known = ", ".join(sorted(GGUF_FAMILIES))
+        raise CheckpointError(
+            f"{source.where}: architecture {name!r} is not supported in GGUF; there are: {known}; use the model's safetensors"
+        )
     try:
         return name, GGUF_FAMILIES[name].read_config(source), GGUF_FAMILIES[name].rules
     except ValueError as error:
@@ -98,13 +106,6 @@ def read_meta(source: MetaSource) -> tuple[str, ModelConfig, Rules]:
         return "llama", meta_llama.read_config(source), meta_llama.RULES
     except ValueError as error:
         raise _located(error, source.where) from error
-
-
-def _known(families: Mapping[str, object], name: Any, where: str) -> str:
-    if not isinstance(name, str) or name not in families:
-        known = ", ".join(sorted(families))
-        raise CheckpointError(f"{where}: architecture {name!r} is not supported; there are: {known}; convert to one of them")
-    return name
 
 
 def _located(error: ValueError, where: str) -> CheckpointError:

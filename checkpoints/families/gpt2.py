@@ -41,10 +41,11 @@ RULES = Rules(
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    """Keys have GPT-2's own names, or those of other families."""
+    """Keys have GPT-2's own names, or those of other families, which win."""
 
     def size(own: str, other: str, default: int | None = None) -> int:
-        return reader.size(other) if reader.has(other) else reader.size(own, default)
+        given = reader.size(own, default) if default or reader.has(own) or not reader.has(other) else None
+        return reader.size(other, given)
 
     shared = decoder_keys(reader, tied=True, bos=50256, eos=50256)
     hidden, heads = size("n_embd", "hidden_size"), size("n_head", "num_attention_heads")

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
+from checkpoints.families.refusal import refuse_quantised
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Windows = tuple[int | None, ...]
@@ -108,10 +109,7 @@ def read_common(reader: ConfigReader) -> None:
     """Account for the keys that have nothing to do with the architecture; refuse quantised checkpoints."""
     quantization = reader.raw("quantization_config")
     if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"{reader.where}: `quantization_config` ({method}) is not supported; use the weights before quantisation"
-        )
+        refuse_quantised(quantization, reader.where)
     for key, value in PRETRAINED_DEFAULTS.items():
         reader.default(key, value)
     reader.ignore(*NO_EFFECT)

@@ -1,0 +1,118 @@
+"""Configs of every family are read to their last key; what cannot be run is refused in one sentence that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import CASES, records
+
+from checkpoints.errors import CheckpointError
+from checkpoints.families import FAMILIES, read_hf
+from checkpoints.families.hf_common import PRETRAINED_DEFAULTS
+from jaxllm.cli import main
+from jaxllm.config import ModelConfig
+from jaxllm.mechanisms import mechanisms
+
+
+def read(name: str, **changes: Any) -> ModelConfig:
+    return read_hf(records()[name].config | changes, "config.json")[1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_unknown_key_is_named(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^config.json: unknown keys zzz; remove them"):
+        read(name, zzz=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_old_versions_wrote_is_accepted_at_its_default(name: str) -> None:
+    known = {"is_decoder", "is_causal"} | set(records()[name].config)
+    assert read(name, **{key: value for key, value in PRETRAINED_DEFAULTS.items() if key not in known}) == read(name)
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mistral", {"sliding_window": 0}, "`sliding_window` is 0; it must be at least 1, or null"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, r"`layer_types` is \[.*, and only None is supported"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "`layer_types` must name 3 layers"),
+        ("qwen2", {"use_sliding_window": False}, "`layer_types` has layers that slide, and there is no `sliding_window`"),
+        ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention` is True, and only None or False is"),
+        ("gemma2", {"sliding_window": None, "layer_types": None, "query_pre_attn_scalar": "x"}, "`query_pre_attn_scalar` is 'x'"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 5.0}}, "rope parameters: unknown keys rope_theta"),
+        ("mixtral", {"num_experts_per_tok": 6}, "config.json: of 5 experts a token cannot choose 6"),
+        ("qwen3_moe", {"moe_intermediate_size": None}, "`moe_intermediate_size` is missing"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "`no_rope_layers` has 2 of 5 layers"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope type 'linear' is not supported; there are"),
+        ("phi3", {"rope_parameters": LONGROPE | {"short_factor": ["x"]}}, "`short_factor` holds what is no number"),
+        ("phi3", {"rope_parameters": LONGROPE}, "longrope needs a short and a long factor for each of 2 pairs"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "`layer_norm_elementwise_affine` is False, and only True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` is True, and only False"),
+        ("gpt_neox", {"is_causal": False}, "`is_causal` is False, and only True is supported"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "turns 1.5 of a head; it must be at most 1"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, r"\(awq\) is not supported: the weights are quantised as AWQ"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised as FP8; use those before quantisation"),
+        ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised as bitsandbytes"),
+        ("gemma3_text", {"model_type": "gemma3", "vision_config": {}}, "'gemma3' is a model of text and images.*gemma3_text"),
+        ("llama", {"model_type": "t5", "is_encoder_decoder": True}, "'t5' has an encoder, and only decoders are supported"),
+        ("llama", {"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "'bert' has an encoder"),
+        ("llama", {"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}, "'own' needs code of its own.*, which is never run"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(name, **changes)
+
+
+def test_code_in_the_repository_of_a_known_family_is_not_run() -> None:
+    assert read("phi3", auto_map={"AutoConfig": "configuration_phi3.Phi3Config"}) == read("phi3")
+
+
+def test_older_names_of_keys() -> None:
+    phi = records()["phi3 longrope"].config
+    rope = {key: value for key, value in phi["rope_parameters"].items() if key.endswith("_factor")}
+    old = {"rope_parameters": None, "rope_scaling": rope | {"type": "su"}, "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    assert read_hf(phi | old, "")[1] == read("phi3 longrope")
+    neox = {"rope_parameters": None, "rotary_emb_base": 10000, "rotary_pct": 0.5}
+    assert read("gpt_neox", **neox) == read("gpt_neox")
+    gemma = {"rope_parameters": None, "rope_theta": 5e3, "rope_local_base_freq": 50.0}
+    scaled = read("gemma3_text untied", **gemma, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert scaled == read("gemma3_text untied")
+    assert read("gpt2", hidden_size=24, n_embd=24) == read("gpt2")
+
+
+def test_tensors_without_a_prefix_and_with_the_heads_other_name(tmp_path: Path) -> None:
+    """As of a checkpoint of the model without its head, and as some files of GPT-2 and GPT-NeoX have them."""
+    from safetensors.numpy import load_file, save_file
+
+    from checkpoints.checkpoint import open_checkpoint
+    from checkpoints.verify import compare
+
+    for name, prefix in (("gpt2", "transformer."), ("opt", "model."), ("qwen3 tied", "model."), ("gpt_neox", "gpt_neox.")):
+        from families import write
+
+        folder = write(tmp_path / name, records()[name].config, records()[name].shapes)
+        other = write(tmp_path / f"{name} other", records()[name].config, {})
+        tensors = load_file(folder / "model.safetensors")
+        tensors = {key.removeprefix(prefix).replace("embed_out", "lm_head"): value for key, value in tensors.items()}
+        save_file(tensors, other / "model.safetensors")
+        assert all(one.equal for one in compare(open_checkpoint(folder), open_checkpoint(other)))
+
+
+def test_families_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines()[::2]] == list(FAMILIES)
+    assert "2 of 8 experts" in out and "rope of 25% of each head" in out and "capped logits" in out
+
+
+def test_mechanisms_are_told_apart() -> None:
+    told = {name: tuple(mechanisms(read(name))) for name in CASES}
+    assert "longrope of 50% of each head (base 500)" in told["phi3 longrope"][0]
+    assert "windows in some layers only" in told["qwen2"] and "windows in some layers only" not in told["mistral"]
+    assert len(set(told.values())) > len(FAMILIES)
