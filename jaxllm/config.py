@@ -173,6 +173,12 @@ class ModelConfig:
         return Layer(window, rope if roped else None, routed)
 
     @property
+    def short_context(self) -> int | None:
+        """The longest row that longrope turns by its short factors; beyond it all of the row is turned otherwise."""
+        ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.kind == "longrope"]
+        return min((rope.original_max_position for rope in ropes), default=None)
+
+    @property
     def layers(self) -> list[Layer]:
         """Of the whole model, in order."""
         return [self.layer(i) for i in range(self.num_layers)]

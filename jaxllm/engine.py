@@ -58,7 +58,10 @@ class Engine:
             self.rows = self.length = 0  # the next burst sizes the cache anew
         scheduler.admit()
         changed = self._prefill_some()
-        ready = scheduler.decoding
+        ready = [s for s in scheduler.decoding if self._steps_as_read(s)]
+        for sequence in scheduler.decoding:
+            if sequence not in ready:
+                sequence.read_anew()
         if ready and max_steps:
             crowded = bool(scheduler.waiting or scheduler.prefilling)
             changed += self._decode(ready, max_steps, until_any=crowded)
@@ -96,7 +99,7 @@ class Engine:
         return changed
 
     def _chunk(self, sequence: Sequence) -> list[int]:
-        return sequence.prompt[sequence.cached : sequence.cached + MAX_CHUNK]
+        return sequence.beginning[sequence.cached : sequence.cached + MAX_CHUNK]
 
     def _group(self, pending: list[Sequence]) -> list[Sequence]:
         """The oldest sequence and, on other parts of the data axis, others whose chunk runs in the same program."""
@@ -120,7 +123,7 @@ class Engine:
             i, chunk = self._part(sequence), self._chunk(sequence)
             by_part[i] = sequence
             tokens[i, : len(chunk)] = chunk
-            start[i], lengths[i], last[i] = sequence.cached, len(sequence.prompt), len(chunk) - 1
+            start[i], lengths[i], last[i] = sequence.cached, len(sequence.beginning), len(chunk) - 1
             slots[i], valid[i] = self._row(sequence) % (self.rows // data), True
         batch = TokenBatch(tokens, start, lengths, slots, None if data == 1 else valid)
         args = self._put((batch, last, self._sampling(by_part)))
@@ -141,7 +144,7 @@ class Engine:
         running = self.scheduler.running.values()
         deepest = max(s.cached for s in running)
         self._fit_cache(min(deepest + min(max_steps, MAX_STEPS), self.max_length))
-        limit = min(max_steps, MAX_STEPS, self.length - deepest)
+        limit = min(max_steps, MAX_STEPS, self.length - deepest, *(self._steps_as_read(s) for s in ready))
         by_row: list[Sequence | None] = [None] * self.rows
         tokens, position, remaining = np.zeros((3, self.rows), np.int32)
         for sequence in running:
@@ -164,6 +167,13 @@ class Engine:
                     sequence.cached += 1
                     _append(sequence, host, (step, self._row(sequence)))
         return ready
+
+    def _steps_as_read(self, sequence: Sequence) -> int:
+        """Tokens that it can gain with the keys it has in the cache: past longrope's short context all are turned otherwise."""
+        short = self.config.short_context
+        if short is None or len(sequence.beginning) > short:
+            return MAX_STEPS
+        return max(short - sequence.cached, 0)
 
     # What the device is given
 

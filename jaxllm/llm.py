@@ -93,7 +93,8 @@ class LLM:
         dtype = default_dtype(self.config, picked) if dtype is None else dtype
         self.plan = plan_or_refuse(Run(self.config, picked, dtype, layout, max_model_len, max_num_seqs, workload))
         self.tokenizer = self.checkpoint.tokenizer()
-        self.max_score_len = max_model_len or self.config.max_position  # scoring needs no cache that could limit it
+        # Scoring needs no cache that could limit it; but rows of one step are turned alike.
+        self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
         self._progress = progress
         self._requests = 0
         self._sequences = 0

@@ -12,7 +12,8 @@ from jaxllm.requests import Logprob, SamplingParams
 class Sequence:
     """One sample of one request on its way through the engine.
 
-    Its cache holds the first `cached` of its tokens; the last token it generated is never in there.
+    Its cache holds the first `cached` of its tokens; the last token it generated is never in there. Where it had to be read anew,
+    `reread` of its generated tokens count to what is prefilled.
     """
 
     id: int
@@ -24,13 +25,23 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cached: int = 0
+    reread: int = 0
     slot: int | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
     @property
+    def beginning(self) -> list[int]:
+        """What is prefilled: the prompt, and what was generated before it had to be read anew."""
+        return self.prompt + self.tokens[: self.reread] if self.reread else self.prompt
+
+    @property
     def prefilling(self) -> bool:
-        return self.cached < len(self.prompt)
+        return self.cached < len(self.prompt) + self.reread
+
+    def read_anew(self) -> None:
+        """All its tokens will be prefilled again."""
+        self.cached, self.reread = 0, len(self.tokens)
 
     @property
     def remaining(self) -> int:

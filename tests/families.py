@@ -94,7 +94,7 @@ CASES: dict[str, dict[str, Any]] = {
         final_logit_softcapping=5.0, **QUERY, **WINDOW, **UNTIED,
     ),
     "phi3": _model("phi3", 2, 6, 2, 24, **WINDOW),
-    "phi3 longrope": _model("phi3", 2, 3, 1, 24, original_max_position_embeddings=256, max_position_embeddings=1024,
+    "phi3 longrope": _model("phi3", 2, 3, 1, 24, original_max_position_embeddings=120, max_position_embeddings=1024,
                             partial_rotary_factor=0.5, rope_parameters=_longrope(2), **TIED),
     "olmo2": _model("olmo2", 2, 6, 3, 24),
     "olmo2 tied": _model("olmo2", 2, 5, 1, 20, attention_bias=True, **TIED),

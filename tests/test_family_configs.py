@@ -55,7 +55,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` is True, and only False"),
         ("gpt_neox", {"is_causal": False}, "`is_causal` is False, and only True is supported"),
         ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "turns 1.5 of a head; it must be at most 1"),
-        ("llama", {"quantization_config": {"quant_method": "awq"}}, r"\(awq\) is not supported: the weights are quantised as AWQ"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, r"\(awq\) is not supported: the weights are quantised"),
         ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised as FP8; use those before quantisation"),
         ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised as bitsandbytes"),
         ("gemma3_text", {"model_type": "gemma3", "vision_config": {}}, "'gemma3' is a model of text and images.*gemma3_text"),
