@@ -114,9 +114,12 @@ def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, softmax: So
 
     def over(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
-        new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch)
+        wraps = softmax.window is not None
+        new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch, wraps=wraps)
         if q.shape[1] > 1 and layout.platform == "cpu":
-            return attend_by_blocks(q, partial(kv.read_block, new, layout, batch), batch.start, softmax), new
+            blocks = new.values.shape[2]
+            read = partial(kv.read_block, new, layout, batch)
+            return attend_by_blocks(q, (lambda i: read(i % blocks)) if wraps else read, batch.start, softmax), new
         return attend(q, *kv.read(new, layout, batch), batch.start, softmax, layout.platform), new
 
     return over
@@ -139,7 +142,7 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
     q = jnp.broadcast_to(q[:, :, None], (b, k, c, *q.shape[2:]))
     scores = softmax.capped(dot("bkcgth,bkchs->bkcgts", q, keys))
     position = start[:, None] + jnp.arange(t)[None, :]
-    visible = softmax.sees(position[:, None, :, None], jnp.arange(c * size).reshape(1, c, 1, size))  # b c t s
+    visible = softmax.sees(position[:, None, :, None], _stored(softmax, c, size, start + t - 1))  # b c t s
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
     p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * softmax.rest)
     # Where XLA reads the values as they lie. Of a single query a KV head it makes no matrix product on a GPU, and otherwise
@@ -148,6 +151,16 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
     out = dot(f"bkcgts,bkcsh->{order}", p.astype(dtype), values)
     y = add_in_order(out, axis) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _stored(softmax: Softmax, blocks: int, size: int, last: jax.Array) -> jax.Array:
+    """Which position stands where in a cache of so many blocks, [B or 1, C, 1, BLOCK], once those up to `last` [B] are in."""
+    at = jnp.arange(blocks * size).reshape(1, blocks, 1, size)
+    if softmax.window is None:
+        return at
+    last = last[:, None, None, None]
+    position = last - (last - at) % (blocks * size)
+    return jnp.where(position < 0, last + 1, position)  # of none yet, what no query sees
 
 
 def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, softmax: Softmax) -> jax.Array:

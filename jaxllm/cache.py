@@ -8,6 +8,8 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
+A layer with a window keeps no more positions than it can see: position p stands where p modulo its length is (`ring`).
+
 Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
 rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
 to a higher rung.
@@ -24,9 +26,10 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
 
 from jaxllm.batch import TokenBatch
+from jaxllm.buckets import MAX_CHUNK, power_of_two
 from jaxllm.config import ModelConfig
 from sharding.layout import Layout
-from sharding.padding import pad_heads
+from sharding.padding import pad_heads, round_up
 
 AXES = ("rows", "kv_heads", None, None, None)
 BLOCK = 128  # positions
@@ -47,13 +50,35 @@ def cache_dtype(dtype: str, platform: str) -> str:
     return "float32" if platform == "cpu" else dtype
 
 
+def ring(window: int | None, platform: str) -> int | None:
+    """Positions that a layer with this window keeps at most; None: all.
+
+    Before a chunk's first token there are those that it sees, and a chunk never passes the end.
+    """
+    if window is None:
+        return None
+    length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
+    blocks = length // BLOCK
+    # As many blocks as a GPU has rows are to be avoided (see `positions`), and those are powers of two.
+    return length + MAX_CHUNK if platform == "gpu" and blocks == power_of_two(blocks) else length
+
+
+def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
+    """Positions of each layer's cache for sequences of `length`."""
+    return [min(length, ring(layer.window, platform) or length) for layer in config.layers]
+
+
 def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
-    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
-    blocks, h, sharding = (rows, heads.slots, length // BLOCK), config.head_dim, layout.sharding(AXES)
-    keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
-    values = jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding)
-    return [LayerCache(keys, values) for _ in range(config.num_layers)]
+    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+    h, sharding = config.head_dim, layout.sharding(AXES)
+
+    def layer(length: int) -> LayerCache:
+        blocks = (rows, slots, length // BLOCK)
+        keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
+        return LayerCache(keys, jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding))
+
+    return [layer(one) for one in lengths(config, layout.platform, length)]
 
 
 def positions(layout: Layout, rows: int, length: int) -> int:
@@ -77,15 +102,15 @@ def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
     return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)
 
 
-def resize(cache: Cache, layout: Layout, rows: int, length: int) -> Cache:
-    """The same content with more rows or positions. The old cache is consumed, one array at a time.
+def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
+    """The same content with more rows or positions, in these shapes. The old cache is consumed, one array at a time.
 
-    A row keeps its index within its share of the `data` axis.
+    A row keeps its index within its share of the `data` axis. A ring that has all its positions gets no more.
     """
     grown = []
-    while cache:
-        keys, values = cache.pop(0)
-        keys, values = (grow(x, layout, (rows, x.shape[1], length // BLOCK, *x.shape[3:])) for x in (keys, values))
+    for layer in shapes:
+        pairs = zip(cache.pop(0), layer, strict=True)
+        keys, values = (old if old.shape == new.shape else grow(old, layout, new.shape) for old, new in pairs)
         grown.append(LayerCache(jax.block_until_ready(keys), values))
     return grown
 
@@ -101,12 +126,13 @@ def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
     return jax.shard_map(local, mesh=layout.mesh, in_specs=spec, out_specs=spec)(old)
 
 
-def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch) -> LayerCache:
-    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong.
+def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch, *, wraps: bool) -> LayerCache:
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring.
 
     A chunk of T tokens stands within one block or is whole blocks.
     """
-    where = (batch.start, batch.slots, batch.valid)
+    start = batch.start % (cache.values.shape[2] * BLOCK) if wraps else batch.start
+    where = (start, batch.slots, batch.valid)
     b, k, t, h = values.shape
     blocks = -(-t // BLOCK)
     keys = keys.reshape(b, k, h, blocks, -1).swapaxes(2, 3)

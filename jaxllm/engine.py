@@ -43,7 +43,8 @@ class Engine:
         self.scheduler = Scheduler(max_num_seqs)
         self.cache: kv.Cache = []
         self.cache_dtype = kv.cache_dtype(steps.dtype, self.layout.platform)
-        self.rows = self.length = 0
+        self.rows = self.length = 0  # 0: nothing is in it
+        self.made = (0, 0)  # rows and positions of its arrays
         self.on_program = on_program
         self.programs: set[tuple[Any, ...]] = set()
 
@@ -83,7 +84,7 @@ class Engine:
     def _cache_is_lost(self) -> bool:
         arrays = [array for layer in self.cache for array in layer]
         whole = len(self.cache) == self.config.num_layers and not any(array.is_deleted() for array in arrays)
-        return not whole or _shape(self.cache) != (self.rows, self.length)
+        return not whole or self.made != (self.rows, self.length)
 
     # Prefill
 
@@ -200,13 +201,15 @@ class Engine:
         slots = max(self.scheduler.running) + 1
         if self.rows == 0:
             shape = self.ladder.shape(slots, length)
-            if not self.cache or shape != _shape(self.cache):
+            if not self.cache or shape != self.made:
                 self.cache = []  # freed before the next one is made
                 self.cache = kv.init(self.config, self.layout, *shape, self.cache_dtype)
-            self.rows, self.length = shape
-        for rows, positions in self.ladder.climb((self.rows, self.length), slots, length):
-            self.cache = kv.resize(self.cache, self.layout, rows, positions)
-            self.rows, self.length = rows, positions
+            self.rows, self.length = self.made = shape
+        for shape in self.ladder.climb((self.rows, self.length), slots, length):
+            shapes = kv.abstract(self.config, self.layout, *shape, self.cache_dtype)
+            self.made = (0, 0)  # neither as before nor as it will be
+            self.cache = kv.resize(self.cache, self.layout, shapes)
+            self.rows, self.length = self.made = shape
 
     def _sampling(self, sequences: list[Sequence | None]) -> SamplingBatch:
         def column(of: Callable[[Sequence], Any], empty: Any, dtype: Any) -> np.ndarray:
@@ -243,11 +246,6 @@ class Engine:
         """Host arrays onto the devices, rows split over the data axis."""
         rows, whole = self.layout.sharding(("rows",)), self.layout.sharding(())
         return jax.device_put(tree, jax.tree.map(lambda x: rows if np.ndim(x) else whole, tree))
-
-
-def _shape(cache: kv.Cache) -> tuple[int, int]:
-    rows, _, blocks, *_ = cache[0].values.shape
-    return rows, blocks * kv.BLOCK
 
 
 def _top(sequences: list[Sequence]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -174,8 +175,8 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     kept = kv.cache_dtype(dtype, platform)
     rows = round_up(rows, layout.data)
     shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
-    layer = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shapes[0])
-    return len(shapes) * layer
+    count = Counter(x for layer in shapes for x in layer)
+    return sum(n * math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, n in count.items())
 
 
 def _halves(length: int) -> list[int]:

@@ -65,16 +65,18 @@ def score(steps: Steps, tokens: int, width: int) -> Program:
 
 
 def empty_cache(steps: Steps, rows: int, length: int) -> list[Program]:
-    """What makes the arrays of a layer of an empty cache; no two are alike."""
-    arrays = dict.fromkeys(_cache(steps, rows, length)[0])
+    """What makes the arrays of an empty cache; no two are alike."""
+    arrays = dict.fromkeys(x for layer in _cache(steps, rows, length) for x in layer)
     return [Program(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
 
 
 def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[Program]:
-    """What gives the arrays of a layer other rows and positions."""
+    """What gives the arrays of a cache other rows and positions."""
     name = f"growing a cache to {new[0]} rows, {new[1]} positions"
-    pairs = dict.fromkeys(zip(_cache(steps, *old)[0], _cache(steps, *new)[0], strict=True))
-    return [Program(name, kv.grow, (x,), {"layout": steps.layout, "shape": y.shape}) for x, y in pairs]
+    layers = zip(_cache(steps, *old), _cache(steps, *new), strict=True)
+    pairs = dict.fromkeys(pair for layer in layers for pair in zip(*layer, strict=True))
+    static = {"layout": steps.layout}
+    return [Program(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
 
 
 def _sampling(rows: int, random: bool) -> SamplingBatch:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 
-from jaxllm.cache import cache_dtype
+from jaxllm import cache as kv
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.experts import products
 from jaxllm.layers import parts_of_ffn
@@ -96,9 +96,10 @@ class _Step:
         heads = (n + 2 * config.num_kv_heads) * config.head_dim
         # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
         between = (heads + 2 * self._ffn_width() + 2 * d) * (4 + size) / model + 8 * d * size
-        scores = n * keys / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
-        read = cached * self._cache_bytes() / model
-        attention = layers * tokens * (4 * n * config.head_dim * keys / model / self.flops + scores / hardware.bandwidth)
+        kept = self._kept(keys)
+        scores = n * keys * kept / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
+        read = cached * kept * self._cache_bytes() / model
+        attention = layers * tokens * (4 * n * config.head_dim * keys * kept / model / self.flops + scores / hardware.bandwidth)
         attention += read / hardware.bandwidth
         if looped and hardware.cache_rate:  # of single tokens, it was measured as a whole
             attention = read / hardware.cache_rate
@@ -111,11 +112,16 @@ class _Step:
             launches=layers * OPERATIONS.get(self.layout.platform, 0) * hardware.launch,
         )
 
+    def _kept(self, keys: int) -> float:
+        """The part of so many keys that a layer's cache has, on average."""
+        lengths = kv.lengths(self.config, self.layout.platform, keys)
+        return sum(lengths) / len(lengths) / keys
+
     def _cache_bytes(self) -> int:
         """Of a token, padding included."""
         config, layout = self.config, self.layout
         slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
-        kept = jnp.dtype(cache_dtype(self.dtype, layout.platform)).itemsize
+        kept = jnp.dtype(kv.cache_dtype(self.dtype, layout.platform)).itemsize
         return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
 
     def _ffn_width(self) -> int:

@@ -1,0 +1,102 @@
+"""Layers with a window keep the positions that they can see and no more, and answer as if they kept all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from families import records, write
+from tiny import Row, Run, random_row
+
+from jaxllm import LLM, SamplingParams
+from jaxllm import cache as kv
+from jaxllm.buckets import MAX_CHUNK
+from jaxllm.plan import cache_bytes
+from sharding.layout import make_layout
+
+CONTEXT = 4096
+# Every layer slides; most of them do; so they do among layers that see all.
+MODELS = ["mistral", "gemma3_text", "qwen2"]
+GREEDY = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("windows")
+    changes = {"max_position_embeddings": CONTEXT}
+    return {name: write(root / name, records()[name].config | changes, records()[name].shapes) for name in MODELS}
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """With its `undo`, caches are rings again."""
+    monkeypatch.setattr(kv, "ring", lambda window, platform: None)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("window", [1, 7, 512, 513, 514, 1024, 4096])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_ring_holds_a_chunk_and_what_its_first_token_sees(window: int, platform: str) -> None:
+    length = kv.ring(window, platform)
+    assert length is not None and window + MAX_CHUNK - 1 <= length < window + 3 * MAX_CHUNK
+    assert length % MAX_CHUNK == 0  # where a chunk starts at a multiple of itself it never passes the end
+    assert kv.ring(None, platform) is None
+
+
+def test_full_layers_keep_all(folders: dict[str, Path]) -> None:
+    llm = LLM(folders["gemma3_text"], layout="tensor", devices=1, max_num_seqs=1)
+    lengths = kv.lengths(llm.config, "cpu", CONTEXT)
+    assert lengths == [1024] * 5 + [CONTEXT] + [1024]
+    layout = make_layout("tensor", jax.devices()[:1], llm.config.hidden_size)
+    token = llm.config.kv_bytes_per_token(4) // llm.config.num_layers
+    assert cache_bytes(llm.config, layout, "float32", 2, CONTEXT) == 2 * token * sum(lengths)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("layout", "devices"), [("tensor", 3), ("gathered", 2)])
+def test_logits_are_those_of_a_whole_cache(
+    folders: dict[str, Path], whole: pytest.MonkeyPatch, name: str, layout: str, devices: int
+) -> None:
+    """Prompts that pass a ring's end once and twice, and decode steps over another's."""
+
+    def logits() -> list[np.ndarray]:
+        run = Run(folders[name], layout, devices, chunk=512, slots=2 // (devices if layout == "gathered" else 1), length=2560)
+        rows = [random_row(0, [512, 512, 512, 512, 40], 6, 61), random_row(1, [512, 509], 6, 61)]
+        return run.logits(rows)
+
+    expected = logits()
+    whole.undo()
+    for ours, theirs in zip(logits(), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_a_growing_cache_keeps_what_is_seen(folders: dict[str, Path], whole: pytest.MonkeyPatch, name: str) -> None:
+    """Row by row and rung by rung: long prompts that come while others decode, as alone, as with a whole cache."""
+    prompts = [random_row(i, [n], 0, 61).prompt for i, n in enumerate((1000, 5, 1600, 1020))]
+
+    def tokens(together: bool) -> list[list[int]]:
+        llm = LLM(folders[name], layout="tensor", devices=1, max_num_seqs=2)
+        outputs = llm.generate(prompts, GREEDY) if together else [llm.generate(prompt, GREEDY)[0] for prompt in prompts]
+        return [output.outputs[0].token_ids for output in outputs]
+
+    expected = tokens(together=True)
+    whole.undo()
+    assert tokens(together=True) == expected
+    assert tokens(together=False) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_past_a_ring_are_those_of_transformers(folders: dict[str, Path], name: str) -> None:
+    pytest.importorskip("torch")
+    import torch
+    from record_families import load
+
+    row: Row = random_row(0, [512, 512, 300], 40, 61)
+    run = Run(folders[name], "tensor", 1, chunk=512, slots=1, length=1536)
+    with torch.no_grad():
+        expected = load(folders[name])(torch.tensor([row.prompt + row.decoded]), use_cache=False).logits[0].numpy()
+    np.testing.assert_allclose(run.logits([row])[0], expected, atol=1e-4, rtol=0)
