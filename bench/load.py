@@ -44,7 +44,12 @@ from jaxllm.presets import PRESETS
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder of safetensors")
-    parser.add_argument("--config", choices=sorted(PRESETS), default="llama-7b", help="else: random weights of this shape")
+    parser.add_argument(
+        "--config",
+        choices=[name for name in PRESETS if "llama" in name or name == "smollm2-135m"],
+        default="llama-7b",
+        help="else: random weights of this shape",
+    )
     parser.add_argument("--layers", type=int, help="so many layers of it")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="to load in")
     parser.add_argument("--work", type=Path, default=Path("bench-load"), help="a folder for copies, removed at the end")

@@ -58,6 +58,13 @@ class ConfigReader:
         """The value of `key`, of the default's type; None when it is null, the default when it is absent."""
         return self.optional(key, type(default)) if key in self._left else default
 
+    def above_zero(self, key: str, default: float) -> float:
+        """A number above zero; the default when the key is absent."""
+        value = self.take(key, default)
+        if value <= 0:
+            raise CheckpointError(f"{self.where}: `{key}` is {value}; it must be above 0")
+        return value
+
     def positive(self, value: int | None, key: str) -> int | None:
         """A size that `key` gave, which may be null."""
         if value is not None and value < 1:

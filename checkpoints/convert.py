@@ -124,17 +124,19 @@ def plan(
     if to == "orbax":
         rules = rules.of_parameters()
     declared = set(names_of_parameters(source.config))
-    extra = view.extra + [name for path, filling in view.by_param.items() if path not in declared for name in filling.tensors]
-    if extra:
-        raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
     fillings = source.rules.by_parameter(source.config)
     needed = [name for path in fillings if path in declared for name in fillings[path].tensors]
     if missing := [name for name in needed if name not in source.source.tensors]:
         raise CheckpointError(f"{source.source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete")
+    extra = view.extra + [name for path, filling in view.by_param.items() if path not in declared for name in filling.tensors]
+    if extra:
+        raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
+    for path in view.by_param:
+        view.shape(path)
     entries = []
     for name, held in contents(rules, source.config).items():
         if held[0].path in declared:
-            dtypes = {_dtype(view, content.path, dtype) for content in held if view.shape(content.path)}
+            dtypes = set().union(*(_dtypes(view, content.path, dtype) for content in held))
             one = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
             entries.append(Entry(name, held[0].pattern.tensor_shape(view.sizes), one))
     require_tied_head(source.source, source.rules, source.config)
@@ -225,10 +227,10 @@ def _finished(job: Job) -> bool:
     return published and _recorded(job) == {"state": PUBLISHING, "job": job.identity()}
 
 
-def _dtype(view: View, path: str, dtype: str | None) -> np.dtype:
+def _dtypes(view: View, path: str, dtype: str | None) -> set[np.dtype]:
     if dtype is not None:
-        return np.dtype(jnp.dtype(dtype))
-    return DTYPES.get(view.info(path).dtype, np.dtype(np.float32))
+        return {np.dtype(jnp.dtype(dtype))}
+    return {DTYPES.get(one, np.dtype(np.float32)) for one in view.dtypes(path)}
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ Say = Callable[[str], None]
 
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt")
 PICKLED = "pytorch_model*.bin"  # fetched where there are no safetensors
+TWICE = ["consolidated*"]  # the weights once more, in Mistral's own form
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -134,9 +135,9 @@ def _from_hub(name: str, say: Say, patterns: tuple[str, ...]) -> Path:
 
     say(f"looking for {name} on the Hugging Face hub")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=TWICE))
         if patterns == PATTERNS and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED]))
+            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED], ignore_patterns=TWICE))
         return folder
     except GatedRepoError as error:
         raise CheckpointError(f"{name} is gated; accept its terms on the hub and log in with `hf auth login`") from error

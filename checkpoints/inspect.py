@@ -38,4 +38,7 @@ def padding(checkpoint: Checkpoint, devices: int) -> dict[str, tuple[int, int]]:
         "ffn": (config.intermediate_size, round_up(config.intermediate_size, devices)),
         "vocabulary": (config.vocab_size, round_up(config.vocab_size, devices)),
     }
+    if config.experts is not None:
+        for name, size in (("an expert's ffn", config.experts.size), ("the shared expert's", config.experts.shared_size)):
+            sizes[name] = (size, round_up(size, devices))
     return {name: (size, padded) for name, (size, padded) in sizes.items() if size != padded}

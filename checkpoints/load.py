@@ -158,6 +158,8 @@ def _check_shapes(recipes: list[Recipe]) -> None:
         assert pattern.param_shape(recipe.sizes) == recipe.parameter.source_shape, recipe.parameter.path
         expected = pattern.tensor_shape(recipe.sizes)
         for tensor in recipe.filling.tensors:
+            if tensor in recipe.source.unusable:
+                raise CheckpointError(recipe.source.unusable[tensor])
             if (found := recipe.source.tensors[tensor].shape) != expected:
                 wrong[f"{tensor} is {found}, not {expected}"] = None  # once, though it fills several
     if wrong:
@@ -194,7 +196,7 @@ def random_leaves(config: ModelConfig, layout: Layout, dtype: str, seed: int) ->
     for parameter, key in zip(leaves, keys, strict=True):
         kind = (parameter.shape, parameter.axes, _is_norm(parameter))
         if kind not in makers:
-            makers[kind] = _maker(parameter, dtype)
+            makers[kind] = _maker(parameter, dtype, config.norm_offset)
         arrays.append(makers[kind](key))
     return arrays
 
@@ -203,10 +205,12 @@ def _is_norm(parameter: Parameter) -> bool:
     return parameter.path.endswith("norm.scale")
 
 
-def _maker(parameter: Parameter, dtype: str) -> Callable[[jax.Array], jax.Array]:
+def _maker(parameter: Parameter, dtype: str, offset: float) -> Callable[[jax.Array], jax.Array]:
+    """`offset`: what the model adds to the scales of norms."""
+
     def make(key: jax.Array) -> jax.Array:
         if _is_norm(parameter):
-            return jnp.ones(parameter.shape, dtype)
+            return jnp.full(parameter.shape, 1 - offset, dtype)
         x = 0.02 * jax.random.normal(key, parameter.source_shape, jnp.float32)
         for dim, index in enumerate(parameter.indices):
             if index is not None:  # copies of a KV head are equal, padding is zero: out of bounds reads fill

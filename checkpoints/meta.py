@@ -43,6 +43,8 @@ class MetaSource(Source):
                 if file.tensors.get(name) != info:
                     raise CheckpointError(f"{file.path}: {name} is not what {paths[0].name} makes it; fetch the folder again")
             shape = tuple(size * len(paths) if i == axis else size for i, size in enumerate(info.shape))
+            if name in self._files[0].unusable:
+                self.unusable[name] = self._files[0].unusable[name]
             self.tensors[name] = TensorInfo(shape, info.dtype, info.nbytes * (1 if axis is None else len(paths)))
         if extra := sorted(set().union(*(file.tensors for file in self._files)) - set(self.tensors)):
             raise CheckpointError(f"{folder}: {paths[0].name} lacks {listed(extra)}, which another file has; fetch it again")

@@ -19,6 +19,7 @@ class RenamedSource(Source):
         super().__init__(Path(source.where))
         self.version, self._source, self._names = source.version, source, names
         self.tensors = {new: source.tensors[old] for new, old in names.items()}
+        self.unusable = {new: source.unusable[old] for new, old in names.items() if old in source.unusable}
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         return self._source._box(self._names[name], slices)

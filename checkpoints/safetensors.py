@@ -56,7 +56,7 @@ class SafetensorsSource(Source):
         for name in entries if expected is None else expected:
             info, first = entries[name]
             if info.dtype not in DTYPES:
-                raise CheckpointError(
+                self.unusable[name] = (
                     f"{file}: tensor {name} is {info.dtype}; supported are {', '.join(DTYPES)}; use the original weights"
                 )
             self.tensors[name], self._places[name] = info, _Place(data, first)

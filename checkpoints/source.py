@@ -40,6 +40,7 @@ class Source:
     Attributes:
       where: the file or folder, for messages.
       tensors: every tensor there is.
+      unusable: of those that hold no numbers that can be read, why not; they may be of no use to the model.
       version: tells its weights from others that the same files say of; empty where the files hold them.
       bytes_read: bytes of tensor data read from the files so far.
     """
@@ -47,6 +48,7 @@ class Source:
     def __init__(self, where: Path):
         self.where = str(where)
         self.tensors: dict[str, TensorInfo] = {}
+        self.unusable: dict[str, str] = {}
         self.version = ""
         self.bytes_read = 0
         self._counting = threading.Lock()
@@ -55,6 +57,8 @@ class Source:
         """A box of a tensor as a float array, read-only where it is a view of the file. Raises CheckpointError."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.where} has no tensor {name}; fetch it again if it is incomplete")
+        if name in self.unusable:
+            raise CheckpointError(self.unusable[name])
         box, nbytes = self._box(name, slices)
         with self._counting:
             self.bytes_read += nbytes

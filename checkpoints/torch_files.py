@@ -31,14 +31,15 @@ class TorchFile:
         self.path = path
         self._values = Mapped(mappings, lambda: _open(torch, path))
         self.tensors: dict[str, TensorInfo] = {}
+        self.unusable: dict[str, str] = {}
         for name, value in self._values.get().items():
             if not isinstance(name, str) or not _is_plain(torch, value):
                 raise CheckpointError(f"{path}: {name!r} is no plain tensor; use the weights as safetensors")
             if value.dtype not in kinds:
-                raise CheckpointError(f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(DTYPES)}")
-            shape, dtype = tuple(value.shape), kinds[value.dtype]
+                self.unusable[name] = f"{path}: tensor {name} is {value.dtype}; supported are {', '.join(DTYPES)}"
+            shape = tuple(value.shape)
             check_shape(path, name, shape)
-            info = TensorInfo(shape, dtype, math.prod(shape) * DTYPES[dtype].itemsize)
+            info = TensorInfo(shape, kinds.get(value.dtype, str(value.dtype)), math.prod(shape) * value.dtype.itemsize)
             if info.nbytes > value.untyped_storage().nbytes():  # torch allows strides of 0
                 raise CheckpointError(f"{path}: tensor {name} of {shape} is larger than what is stored of it; fetch it again")
             self.tensors[name] = info
@@ -71,6 +72,8 @@ class TorchSource(Source):
                 if name not in file.tensors:
                     raise CheckpointError(f"{path} lacks {name}, which {INDEX} says it holds; fetch both again")
                 self.tensors[name], self._files[name] = file.tensors[name], file
+                if name in file.unusable:
+                    self.unusable[name] = file.unusable[name]
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         box = self._files[name].read(name, slices)

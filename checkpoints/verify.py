@@ -22,7 +22,8 @@ class Compared:
     """One parameter on both sides.
 
     Attributes:
-      tensors, dtypes: the tensor that each side fills it with, and the format's own name of its dtype; None where it has none.
+      tensors, dtypes: what each side fills it with, the first of a stack, and the format's own name of its dtype; None where it
+        has none.
       equal: the same numbers to the last bit; numbers of different dtypes can be.
       largest: the largest difference of two numbers; None where shapes or one side is missing. NaN beside a number is infinite.
     """

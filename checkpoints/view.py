@@ -37,11 +37,17 @@ class View:
         """Of the tensor that fills a parameter, or the first of them."""
         return self.source.tensors[self.by_param[path].tensors[0]]
 
+    def dtypes(self, path: str) -> set[str]:
+        """Of all that fill it."""
+        return {self.source.tensors[tensor].dtype for tensor in self.by_param[path].tensors}
+
     def shape(self, path: str) -> tuple[int, ...]:
         """Of the parameter. Raises CheckpointError where its tensor is not of the shape that the config gives."""
         tensors, pattern = self.by_param[path]
         expected = pattern.tensor_shape(self.sizes)
         for tensor in tensors:
+            if tensor in self.source.unusable:
+                raise CheckpointError(self.source.unusable[tensor])
             if (found := self.source.tensors[tensor].shape) != expected:
                 raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
         return pattern.param_shape(self.sizes)

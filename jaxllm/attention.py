@@ -50,11 +50,12 @@ class Softmax(NamedTuple):
         return cls(scale, config.attention_cap, layer.window)
 
     def capped(self, products: jax.Array) -> jax.Array:
-        """To be multiplied by `rest` after the largest is subtracted: a product before it may be fused with it, to other bits."""
+        """Products of queries and keys, capped where they are; still to be multiplied by `rest`."""
         return self.cap * jnp.tanh(products * (self.scale / self.cap)) if self.cap else products
 
     @property
     def rest(self) -> float:
+        """What is multiplied after the largest is subtracted: a product before that may be fused with it, to other bits."""
         return 1.0 if self.cap else self.scale
 
     def sees(self, query: jax.Array, key: jax.Array) -> jax.Array:

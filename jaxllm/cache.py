@@ -8,7 +8,7 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
-A layer with a window keeps no more positions than it can see: position p stands where p modulo its length is (`ring`).
+A layer with a window has fewer blocks, those of the window and a chunk: position p stands at p modulo their length (`ring`).
 
 Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
 rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
@@ -58,9 +58,10 @@ def ring(window: int | None, platform: str) -> int | None:
     if window is None:
         return None
     length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
-    blocks = length // BLOCK
-    # As many blocks as a GPU has rows are to be avoided (see `positions`), and those are powers of two.
-    return length + MAX_CHUNK if platform == "gpu" and blocks == power_of_two(blocks) else length
+    # As many blocks as a GPU has rows are to be avoided (see `positions`): those are powers of two, but for the most there are.
+    while platform == "gpu" and length // BLOCK == power_of_two(length // BLOCK):
+        length += MAX_CHUNK
+    return length
 
 
 def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-_SMALLEST = 1e-12  # of the numbers of a rotary embedding; the largest is one over it
+_SMALLEST = 1e-12  # of the numbers of a rotary embedding and of scales; the largest is one over it
 _MOST_LAYERS = 1 << 12
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
@@ -161,6 +161,13 @@ class ModelConfig:
             raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly")
         if self.experts and self.experts.top_k > self.experts.count:
             raise ValueError(f"of {self.experts.count} experts a token cannot choose {self.experts.top_k}")
+        scales = {"attention_scale": self.attention_scale, "logit_scale": self.logit_scale, "residual_scale": self.residual_scale,
+                  "embedding_scale": self.embedding_scale}  # fmt: skip
+        for name, scale in scales.items():
+            if scale is not None and not _SMALLEST <= scale <= 1 / _SMALLEST:
+                raise ValueError(f"{name} is {scale}; it must be {_SMALLEST} to {1 / _SMALLEST}")
+        if self.parallel and self.norm_place != "before":
+            raise ValueError(f"halves of a block that read the same state have norms before them, not {self.norm_place!r}")
         for rope in (self.rope, self.local_rope):
             if rope is not None:
                 _check_rope(rope, self.head_dim)
@@ -191,14 +198,13 @@ class ModelConfig:
         norms = {None: 0, "head": 2 * self.head_dim, "all": query + key}[self.qk_norm]
         return self.hidden_size * (2 * query + 2 * key) + biases + norms
 
-    def ffn_params(self, routed: bool, active: bool = False) -> int:
-        """Parameters of a block's feed-forward half; `active`: those of experts that one token runs through."""
+    def ffn_params(self, routed: bool, experts: int | None = None) -> int:
+        """Parameters of a block's feed-forward half; with so many of its experts, or all."""
         if not (routed and self.experts):
             return self._mlp(self.intermediate_size, self.mlp_bias)
-        experts = self.experts
-        shared = self._mlp(experts.shared_size) + self.hidden_size if experts.shared_size else 0
-        chosen = experts.top_k if active else experts.count
-        return chosen * self._mlp(experts.size) + shared + self.hidden_size * experts.count
+        shared = self._mlp(self.experts.shared_size) + self.hidden_size if self.experts.shared_size else 0
+        count = self.experts.count if experts is None else experts
+        return count * self._mlp(self.experts.size) + shared + self.hidden_size * self.experts.count
 
     def _mlp(self, size: int, bias: bool = False) -> int:
         inner = 1 + self.gated_mlp
@@ -207,18 +213,16 @@ class ModelConfig:
     @property
     def layer_params(self) -> int:
         """Parameters of one block; on average, where they differ."""
-        return self._layers_params(active=False) // self.num_layers
+        return self._layers_params() // self.num_layers
 
-    def _layers_params(self, active: bool) -> int:
+    def _layers_params(self, experts: int | None = None) -> int:
         norms = (4 if self.norm_place == "around" else 2) * self._norm
-        ffn = sum(self.ffn_params(layer.routed, active) for layer in self.layers)
+        ffn = sum(self.ffn_params(layer.routed, experts) for layer in self.layers)
         return self.num_layers * (self.attention_params + norms) + ffn
 
     def params_read(self, experts: int) -> int:
         """Parameters that a step reads where so many experts of each layer are chosen, the head's table among them."""
-        unread = sum(max(self.experts.count - experts, 0) for layer in self.layers if layer.routed and self.experts)
-        expert = self._mlp(self.experts.size) if self.experts else 0
-        return self._layers_params(active=False) - unread * expert + self.vocab_size * self.table_size
+        return self._layers_params(experts) + self.vocab_size * self.table_size
 
     @property
     def _norm(self) -> int:
@@ -239,7 +243,7 @@ class ModelConfig:
         """Parameters of the whole model; a tied head counts once."""
         tables = self.num_tables * self.vocab_size * self.table_size + self.learned_positions * self.hidden_size
         projections = 2 * self.embed_size * self.hidden_size
-        return self._layers_params(active=False) + tables + projections + self.final_norm * self._norm
+        return self._layers_params() + tables + projections + self.final_norm * self._norm
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes of keys and values that one token leaves in the cache, over all layers."""
@@ -247,7 +251,7 @@ class ModelConfig:
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs (2 a multiply-add) to run one token whose attention reads `context` positions, LM head included."""
-        matmul = self._layers_params(active=True) + self.vocab_size * self.table_size
+        matmul = self.params_read(self.experts.top_k if self.experts else 0)
         attention = 2 * self.num_layers * self.num_heads * self.head_dim * context
         return 2 * (matmul + attention)
 

@@ -117,7 +117,10 @@ class Engine:
         size = chunk_bucket(len(self._chunk(group[0])))
         self._fit_cache(max(s.cached for s in group) + size)
         tokens = np.zeros((data, size), np.int32)
-        start, lengths, slots, last = np.zeros((4, data), np.int32)
+        lengths, slots, last = np.zeros((3, data), np.int32)
+        start = np.full(
+            data, max(s.cached for s in group), np.int32
+        )  # of parts that have no row, the farthest: blocks before are skipped
         valid = np.zeros(data, bool)
         by_part: list[Sequence | None] = [None] * data
         for sequence in group:

@@ -55,8 +55,8 @@ class MixtureOfExperts(nnx.Module):
         over = jax.shard_map(run, mesh=self.layout.mesh, in_specs=(rows, rows, specs), out_specs=rows, check_vma=False)
         y = over(x, shares, matrices)
         if self.shared is not None and self.shared_gate is not None:
-            open = jax.nn.sigmoid(dot("btd,do->bto", x, weight(self.layout, self.shared_gate)))
-            y = y + open * self.shared(x)
+            share = jax.nn.sigmoid(dot("btd,do->bto", x, weight(self.layout, self.shared_gate)))
+            y = y + share * self.shared(x)
         return y
 
 
@@ -138,7 +138,8 @@ def _ragged(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) 
     """Grouped products over the pairs, sorted by expert."""
     order = jnp.argsort(expert, stable=True)
     sizes = jnp.bincount(expert, length=matrices[1].shape[0])
-    product = partial(jax.lax.ragged_dot, group_sizes=sizes, preferred_element_type=jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if tokens.dtype == jnp.float32 else None  # as `dot`
+    product = partial(jax.lax.ragged_dot, group_sizes=sizes, preferred_element_type=jnp.float32, precision=precision)
     y = ffn(product, tokens[order // (len(expert) // len(tokens))], matrices)
     return jnp.zeros_like(y).at[order].set(y, unique_indices=True)
 
@@ -152,7 +153,7 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
     turn = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
     rounds = (jnp.max(before[-1]) + capacity - 1) // capacity
 
-    def round(i: jax.Array, done: jax.Array) -> jax.Array:
+    def one_round(i: jax.Array, done: jax.Array) -> jax.Array:
         seat = turn - i * capacity
         now = (seat >= 0) & (seat < capacity)
         at = jnp.where(now, expert * capacity + seat, count * capacity)
@@ -164,4 +165,4 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
     # All of it is written over. Of zeros, XLA for GPUs would make those of all layers first.
     done = jnp.repeat(tokens, k, axis=0)
     # A token chooses an expert once: with a seat for every token one round is enough.
-    return round(jnp.int32(0), done) if capacity == len(tokens) else jax.lax.fori_loop(0, rounds, round, done)
+    return one_round(jnp.int32(0), done) if capacity == len(tokens) else jax.lax.fori_loop(0, rounds, one_round, done)

@@ -12,9 +12,10 @@ from jaxllm.mechanisms import mechanisms
 
 # Sizes that no family has a default for, by each one's own keys.
 _SIZES = {
-    "vocab_size": 1000, "hidden_size": 64, "n_embd": 64, "intermediate_size": 128, "ffn_dim": 128, "num_hidden_layers": 12,
-    "n_layer": 12, "num_attention_heads": 4, "n_head": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+    "vocab_size": 1000, "hidden_size": 256, "n_embd": 256, "intermediate_size": 128, "ffn_dim": 128, "num_hidden_layers": 12,
+    "n_layer": 12, "num_attention_heads": 32, "n_head": 32, "moe_intermediate_size": 32,
 }  # fmt: skip
+_OWN = {"qwen2_moe": {"shared_expert_intermediate_size": 64}}
 
 
 def add(commands: Any) -> None:
@@ -31,6 +32,6 @@ def add(commands: Any) -> None:
 def run_families(args: argparse.Namespace) -> int:
     for name, family in FAMILIES.items():
         title = (sys.modules[family.read_config.__module__].__doc__ or "").splitlines()[0]
-        config = family.read_config(ConfigReader(_SIZES, name))
+        config = family.read_config(ConfigReader(_SIZES | _OWN.get(name, {}), name))
         print(f"{name}: {title}\n    {', '.join(mechanisms(config))}")
     return 0

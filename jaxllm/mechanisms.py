@@ -32,6 +32,7 @@ def mechanisms(config: ModelConfig) -> list[str]:
         f"{'gated ' if config.gated_mlp else ''}{_ACTIVATIONS[config.activation]}": True,
         _experts(config): config.experts is not None,
         f"biases of {', '.join(name for name, there in biases.items() if there)}": any(biases.values()),
+        "no norm before the head": not config.final_norm,
         "halves of a block multiplied": config.residual_scale != 1,
         "tied head": config.tied_head,
         "logits multiplied": config.logit_scale != 1,

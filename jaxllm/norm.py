@@ -30,7 +30,7 @@ class Norm(nnx.Module):
         scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
         if self.kind == "rms":
             # Rounded before the scale, as the reference does: in 16 bits the order shows.
-            return scale * y.astype(x.dtype)
+            return (scale + jnp.asarray(self.offset, scale.dtype) if self.offset else scale) * y.astype(x.dtype)
         y = y * (self.offset + scale.astype(jnp.float32))
         if self.bias is not None:
             y = y + jnp.expand_dims(self.bias[...], range(x.ndim - 1)).astype(jnp.float32)

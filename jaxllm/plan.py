@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -138,7 +137,9 @@ def _sized(run: Run) -> Plan:
             cache, working = 0, score_bytes(run.config, layout, run.dtype)
             if run.workload == "generate":
                 cache = cache_bytes(run.config, layout, run.dtype, rows, length)
-                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * cache // run.config.num_layers
+                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * max(
+                    layer_bytes(run.config, layout, run.dtype, rows, length)
+                )
             plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory)
             if plan.fits:
                 return plan
@@ -171,12 +172,17 @@ def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, em
 
 def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
     """Bytes of keys and values on each device for `rows` sequences of `length` tokens."""
+    return sum(layer_bytes(config, layout, dtype, rows, length))
+
+
+def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
+    """Of each layer."""
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
     rows = round_up(rows, layout.data)
     shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
-    count = Counter(x for layer in shapes for x in layer)
-    return sum(n * math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, n in count.items())
+    kinds = {layer: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in layer) for layer in set(shapes)}
+    return [kinds[layer] for layer in shapes]
 
 
 def _halves(length: int) -> list[int]:

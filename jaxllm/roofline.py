@@ -138,8 +138,11 @@ class _Step:
         seconds = self._product(config.attention_params, tokens)
         if layer.routed and experts is not None:
             count, rows = products(experts, self.layout.platform, tokens)
-            every = config.ffn_params(True) // experts.count  # an expert, and its share of what all tokens read
-            return seconds + count * self._product(every, rows)
+            common, expert = (
+                config.ffn_params(True, experts=0),
+                config.ffn_params(True, experts=1) - config.ffn_params(True, experts=0),
+            )
+            return seconds + self._product(common, tokens) + count * self._product(expert, rows)
         seconds += self._product(config.ffn_params(False), tokens)
         inputs = self.config.intermediate_size // self.layout.model
         if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
@@ -157,7 +160,7 @@ class _Step:
         config, data = self.config, self.layout.data
         if not self.layout.gathers:
             return 0.0
-        tables = config.num_tables * config.vocab_size * config.hidden_size
+        tables = config.num_tables * config.vocab_size * config.table_size
         if looped and self.layout.platform == "cpu":
             tables = 0
         moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model

@@ -96,7 +96,7 @@ class Scheduler:
 
     @property
     def prefilling(self) -> list[Sequence]:
-        """Sequences in a slot whose prompt is not all in the cache, oldest first."""
+        """Sequences in a slot whose beginning is not all in the cache, oldest first."""
         return sorted((s for s in self.running.values() if s.prefilling), key=lambda s: s.id)
 
     @property

@@ -452,10 +452,21 @@ def _write_generation(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(values | {"repetition_penalty": 1.1, "min_p": 0.1}))
 
 
-def _open_config(folder: Path) -> None:
+def _write_families(folder: Path) -> None:
+    from families import records
+
+    for name, one in records().items():
+        (folder / f"{name}.json").write_text(json.dumps(one.config))
+
+
+def _open_configs(folder: Path) -> None:
+    for file in sorted(folder.glob("*.json")):
+        _open_config(file)
+
+
+def _open_config(file: Path) -> None:
     from jaxllm.rope import inverse_frequencies
 
-    file = folder / "config.json"
     _, config, _ = read_hf(read_json(file), str(file))
     for rope in {config.rope, config.local_rope} - {None}:
         if rope is not None and config.head_dim < 1 << 20:
@@ -504,7 +515,8 @@ PARSERS = {
     "gguf": Parser(_write_gguf, {"x.gguf": gguf_file}, lambda folder: open_checkpoint(folder / "x.gguf").source),
     "torch": Parser(_write_torch, {"pytorch_model.bin": torch_file}, _open_torch),
     "meta": Parser(_write_meta, {"params.json": json_file, "*.pth": torch_file}, lambda folder: open_checkpoint(folder).source),
-    "config": Parser(_write_config, {"config.json": json_file}, _open_config),
+    "config": Parser(_write_config, {"config.json": json_file}, _open_configs),
+    "families": Parser(_write_families, {"*.json": json_file}, _open_configs),
     "generation": Parser(_write_generation, {"generation_config.json": json_file}, lambda folder: open_checkpoint(folder).source),
     "orbax": Parser(_write_orbax, {"params/_METADATA": json_file}, _open_orbax, 4 * MEMORY, 1000),
     "ocdbt": Parser(_write_orbax, {"params/**/*": mutate_bytes}, _open_orbax, 4 * MEMORY, 1000),

@@ -24,6 +24,9 @@ LAYOUTS = [("tensor", 1), ("tensor", 3), ("tensor", 4), ("gathered", 3), ("gathe
 FEW = [("gathered", 4)]
 FIRST = [name for name in CASES if " " not in name]  # of each family; the others differ in flags
 RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else FEW)]
+GENERATED = [(name, "tensor", 3) for name in CASES] + [
+    (name, *layout) for name in FIRST for layout in (("gathered", 4), ("replicated", 3))
+]
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +54,10 @@ def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str, l
         np.testing.assert_allclose(logits[RECORDED[which]], records()[name].logits[which], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_generated_and_scored_as_by_transformers(folders: dict[str, Path], name: str) -> None:
-    """Greedily through a prompt and over the edge of a block of the cache; continuations alone, and in trees that share."""
-    llm = LLM(folders[name], layout="tensor", devices=3, max_model_len=256, max_num_seqs=2)
+@pytest.mark.parametrize(("name", "layout", "devices"), GENERATED)
+def test_generated_and_scored_as_by_transformers(folders: dict[str, Path], name: str, layout: str, devices: int) -> None:
+    """Greedily through a prompt and over the edge of a block of the cache; continuations in trees that share a context."""
+    llm = LLM(folders[name], layout=layout, devices=devices, max_model_len=256, max_num_seqs=2)
     (output,) = llm.generate(LONG, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
     assert output.outputs[0].token_ids == records()[name].greedy
     (scores,) = llm.score([(CONTEXT, CONTINUATIONS)])

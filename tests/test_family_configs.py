@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from families import CASES, records
+from families import CASES, records, write
+from safetensors.numpy import load_file, save_file
 
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.convert import plan
 from checkpoints.errors import CheckpointError
 from checkpoints.families import FAMILIES, read_hf
 from checkpoints.families.hf_common import PRETRAINED_DEFAULTS
+from checkpoints.load import load
+from checkpoints.verify import compare
 from jaxllm.cli import main
 from jaxllm.config import ModelConfig
 from jaxllm.mechanisms import mechanisms
+from sharding.layout import make_layout
 
 
 def read(name: str, **changes: Any) -> ModelConfig:
@@ -43,7 +51,10 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [
         ("qwen2", {"layer_types": ["full_attention"]}, "`layer_types` must name 3 layers"),
         ("qwen2", {"use_sliding_window": False}, "`layer_types` has layers that slide, and there is no `sliding_window`"),
         ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention` is True, and only None or False is"),
-        ("gemma2", {"sliding_window": None, "layer_types": None, "query_pre_attn_scalar": "x"}, "`query_pre_attn_scalar` is 'x'"),
+        ("gemma2", {"sliding_window": None}, "`sliding_window` is missing"),
+        ("gemma2", {"query_pre_attn_scalar": -1}, "`query_pre_attn_scalar` is -1.0; it must be above 0"),
+        ("granite", {"logits_scaling": 0.0}, "`logits_scaling` is 0.0; it must be above 0"),
+        ("granite", {"attention_multiplier": 0.0}, "config.json: attention_scale is 0.0; it must be"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 5.0}}, "rope parameters: unknown keys rope_theta"),
         ("mixtral", {"num_experts_per_tok": 6}, "config.json: of 5 experts a token cannot choose 6"),
         ("qwen3_moe", {"moe_intermediate_size": None}, "`moe_intermediate_size` is missing"),
@@ -69,6 +80,67 @@ def test_what_cannot_be_run_is_refused(name: str, changes: dict[str, Any], messa
         read(name, **changes)
 
 
+PUBLISHED: list[tuple[str, dict[str, Any]]] = [
+    # Keys beside the architecture that published files of each family carry.
+    ("opt", {"prefix": "</s>", "_remove_final_layer_norm": False, "activation_dropout": 0.0, "dropout": 0.1, "layerdrop": 0.0}),
+    ("gpt2", {"task_specific_params": {"text-generation": {"max_length": 50}}, "n_ctx": 256, "summary_type": "cls_index",
+              "_num_labels": 1}),
+    ("gemma2", {"sliding_window_size": 7, "_attn_implementation": "eager", "hidden_act": "gelu_pytorch_tanh",
+                "cache_implementation": "hybrid"}),
+    ("gemma", {"hidden_activation": None}),
+    ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False, "embd_pdrop": 0.0}),
+    ("gpt_neox", {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0, "rotary_pct": 0.5, "rotary_emb_base": 10000}),
+    ("qwen3_moe", {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True, "max_window_layers": 3}),
+    ("qwen2", {"use_mrope": False}),
+    ("smollm3", {"max_window_layers": 28, "pretraining_tp": 2}),
+    ("mixtral", {"router_jitter_noise": 0.0, "output_router_logits": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "more"), PUBLISHED)
+def test_keys_of_published_files_are_known(name: str, more: dict[str, Any]) -> None:
+    assert read(name, **more) == read(name)
+
+
+def test_an_absent_number_of_kv_heads_is_the_familys() -> None:
+    """And null is as many as heads."""
+    values = {key: value for key, value in records()["mistral tied"].config.items() if key != "num_key_value_heads"}
+    values |= {"num_attention_heads": 16}
+    assert read_hf(values, "")[1].num_kv_heads == 8
+    assert read_hf(values | {"num_key_value_heads": None}, "")[1].num_kv_heads == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("gpt_neox", ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq")),
+        ("gpt2", ("attn.bias", "attn.masked_bias")),
+        ("llama", ("self_attn.rotary_emb.inv_freq",)),
+    ],
+)
+def test_buffers_of_old_files_are_passed_over(tmp_path: Path, name: str, buffers: tuple[str, ...]) -> None:
+    """Causal masks are a byte a number: no dtype of weights."""
+    folder = write(tmp_path / name, records()[name].config, records()[name].shapes)
+    plain = write(tmp_path / "plain", records()[name].config, records()[name].shapes)
+    layer = {"gpt_neox": "gpt_neox.layers", "gpt2": "transformer.h", "llama": "model.layers"}[name]
+    masks = {f"{layer}.0.{buffer}": np.ones((1, 1, 4, 4), bool) for buffer in buffers}
+    save_file(load_file(folder / "model.safetensors") | masks, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    assert all(one.equal for one in compare(checkpoint, open_checkpoint(plain)))
+    layout = make_layout("tensor", jax.devices()[:2], checkpoint.config.hidden_size)
+    assert load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+
+
+def test_an_incomplete_stack_of_experts_names_what_is_missing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mixtral", records()["mixtral"].config, records()["mixtral"].shapes)
+    tensors = load_file(folder / "model.safetensors")
+    missing = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
+    del tensors[missing]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"lacks tensors {missing}; fetch it again"):
+        plan(open_checkpoint(folder), tmp_path / "target")
+
+
 def test_code_in_the_repository_of_a_known_family_is_not_run() -> None:
     assert read("phi3", auto_map={"AutoConfig": "configuration_phi3.Phi3Config"}) == read("phi3")
 
@@ -88,14 +160,7 @@ def test_older_names_of_keys() -> None:
 
 def test_tensors_without_a_prefix_and_with_the_heads_other_name(tmp_path: Path) -> None:
     """As of a checkpoint of the model without its head, and as some files of GPT-2 and GPT-NeoX have them."""
-    from safetensors.numpy import load_file, save_file
-
-    from checkpoints.checkpoint import open_checkpoint
-    from checkpoints.verify import compare
-
     for name, prefix in (("gpt2", "transformer."), ("opt", "model."), ("qwen3 tied", "model."), ("gpt_neox", "gpt_neox.")):
-        from families import write
-
         folder = write(tmp_path / name, records()[name].config, records()[name].shapes)
         other = write(tmp_path / f"{name} other", records()[name].config, {})
         tensors = load_file(folder / "model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import records, write
@@ -12,7 +13,10 @@ from tiny import Row, Run, random_row
 
 from jaxllm import LLM, SamplingParams
 from jaxllm import cache as kv
+from jaxllm.attention import Softmax, attend, attend_by_blocks
+from jaxllm.batch import TokenBatch
 from jaxllm.buckets import MAX_CHUNK
+from jaxllm.cache import LayerCache
 from jaxllm.plan import cache_bytes
 from sharding.layout import make_layout
 
@@ -86,6 +90,32 @@ def test_a_growing_cache_keeps_what_is_seen(folders: dict[str, Path], whole: pyt
     whole.undo()
     assert tokens(together=True) == expected
     assert tokens(together=False) == expected
+
+
+@pytest.mark.parametrize("start", [0, 512, 1024, 2560])
+def test_both_ways_to_attend_over_a_ring_agree(start: int) -> None:
+    """A GPU's, over all that is there, and a CPU's, block by block; of a chunk that stands anywhere."""
+    layout, rng, window = make_layout("tensor", jax.devices()[:1], 8), np.random.default_rng(0), 300
+    length = kv.ring(window, "cpu")
+    assert length == 1024
+    keys, values = (jnp.asarray(rng.normal(size=(1, 2, start + 512, 8)), "float32") for _ in range(2))
+    q = jnp.asarray(rng.normal(size=(1, 512, 4, 8)), "float32")
+    blocks = length // kv.BLOCK
+    cache = LayerCache(jnp.full((1, 2, blocks, 8, kv.BLOCK), 9.0), jnp.full((1, 2, blocks, kv.BLOCK, 8), 9.0))
+    for first in range(0, start + 512, 512):
+        batch = TokenBatch(np.zeros((1, 512)), jnp.array([first]), jnp.array([first + 512]), jnp.array([0]))
+        part = slice(first, first + 512)
+        cache = kv.write(cache, layout, keys[:, :, part].swapaxes(2, 3), values[:, :, part], batch, wraps=True)
+    softmax, begin = Softmax(0.4, 0, window), jnp.array([start])
+    whole = attend(q, *kv.read(cache, layout, batch), begin, softmax, "gpu")
+    parts = attend_by_blocks(q, lambda i: kv.read_block(cache, layout, batch, i % blocks), begin, softmax)
+    position = np.arange(start + 512)
+    ahead = position[start:, None] - position[None, :]
+    dots = np.einsum("tkgh,ksh->kgts", q[0].reshape(512, 2, 2, 8), keys[0]) * 0.4
+    weights = np.exp(np.where((ahead >= 0) & (ahead < window), dots, -np.inf))
+    expected = np.einsum("kgts,ksh->tkgh", weights / weights.sum(-1, keepdims=True), values[0]).reshape(512, 4, 8)
+    np.testing.assert_allclose(whole[0], expected, atol=1e-5)
+    np.testing.assert_allclose(parts[0], expected, atol=1e-5)
 
 
 @pytest.mark.slow

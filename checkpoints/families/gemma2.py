@@ -14,15 +14,15 @@ RULES = tables.table(*tables.NORMS_AROUND, *tables.ATTENTION, *tables.MLP)
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     """Without their keys the caps are 50 and 30; null is none."""
-    reader.ignore("hidden_act")  # written by some, read by none
-    shared = read_shared(reader, 8192, "hidden_activation")
-    window = reader.size("sliding_window", 4096)
+    reader.ignore("hidden_act", "sliding_window_size")  # written by some, read by none
+    shared = read_shared(reader, 8192, 4, "hidden_activation")
+    window = reader.positive(reader.take("sliding_window", 4096), "sliding_window")
     return ModelConfig(
         **shared,
         rope=read_rope(reader, shared["max_position"]),
         norm_place="around",
         windows=read_windows(reader, shared["num_layers"], window, lambda i: i % 2 == 0),
-        attention_scale=reader.take("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_scale=reader.above_zero("query_pre_attn_scalar", 256.0) ** -0.5,
         attention_cap=reader.nullable("attn_logit_softcapping", 50.0) or 0.0,
         logit_cap=reader.nullable("final_logit_softcapping", 30.0) or 0.0,
     )

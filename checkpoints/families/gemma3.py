@@ -9,13 +9,16 @@ from checkpoints.families.hf_common import FULL, SLIDING, read_windows
 from checkpoints.families.rope import read_rope
 from jaxllm.config import ModelConfig, RopeConfig
 
+_PATTERN = "sliding_window_pattern"
+
 RULES = tables.table(*tables.NORMS_AROUND, *tables.ATTENTION, *tables.HEAD_NORMS, *tables.MLP)
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore("hidden_act", "attn_logit_softcapping")  # written, and read by none
-    shared = read_shared(reader, 131072, "hidden_activation")
-    window, pattern = reader.size("sliding_window", 4096), reader.size("sliding_window_pattern", 6)
+    shared = read_shared(reader, 131072, 4, "hidden_activation")
+    window, pattern = (reader.positive(reader.take(key, n), key) for key, n in (("sliding_window", 4096), (_PATTERN, 6)))
+    assert pattern is not None
     reader.ignore("_sliding_window_pattern")
     rope, local = _read_ropes(reader, shared["max_position"])
     return ModelConfig(
@@ -25,7 +28,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         norm_place="around",
         windows=read_windows(reader, shared["num_layers"], window, lambda i: (i + 1) % pattern != 0),
         qk_norm="head",
-        attention_scale=reader.take("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_scale=reader.above_zero("query_pre_attn_scalar", 256.0) ** -0.5,
         logit_cap=reader.optional("final_logit_softcapping", float) or 0.0,
     )
 

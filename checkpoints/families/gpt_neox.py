@@ -48,7 +48,10 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     positions = reader.size("max_position_embeddings", 2048)
     bias = reader.take("attention_bias", True)
     theta, fraction = reader.take("rotary_emb_base", 1e4), reader.take("rotary_pct", 0.25)
-    reader.ignore("rope_theta", "partial_rotary_factor", "classifier_dropout")  # they stand among the rope parameters
+    # Written by some, and read by none where they stand.
+    reader.ignore(
+        "rope_theta", "partial_rotary_factor", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"
+    )
     return ModelConfig(
         **shared,
         hidden_size=hidden,

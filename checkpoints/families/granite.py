@@ -23,5 +23,5 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         embedding_scale=reader.take("embedding_multiplier", 1.0),
         attention_scale=reader.take("attention_multiplier", 1.0),
         residual_scale=reader.take("residual_multiplier", 1.0),
-        logit_scale=1 / reader.take("logits_scaling", 1.0),
+        logit_scale=1 / reader.above_zero("logits_scaling", 1.0),
     )

@@ -53,7 +53,6 @@ PRETRAINED_DEFAULTS: dict[str, Any] = {
     "output_attentions": False,
     "output_hidden_states": False,
     "output_scores": False,
-    "prefix": None,
     "problem_type": None,
     "pruned_heads": {},
     "remove_invalid_values": False,
@@ -62,7 +61,6 @@ PRETRAINED_DEFAULTS: dict[str, Any] = {
     "return_dict_in_generate": False,
     "sep_token_id": None,
     "suppress_tokens": None,
-    "task_specific_params": None,
     "temperature": 1.0,
     "tf_legacy_loss": False,
     "tie_encoder_decoder": False,
@@ -74,9 +72,11 @@ PRETRAINED_DEFAULTS: dict[str, Any] = {
 }
 # Who wrote the file, how the model was trained, how a Python object prints: nothing a forward pass reads.
 NO_EFFECT = (
+    "_attn_implementation",
     "_attn_implementation_autoset",
     "_commit_hash",
     "_name_or_path",
+    "_num_labels",
     "architectures",
     "attention_dropout",
     "attn_implementation",
@@ -94,8 +94,10 @@ NO_EFFECT = (
     "num_labels",
     "output_router_logits",
     "pad_token_id",
+    "prefix",  # of a pipeline's prompts, as are task_specific_params
     "resid_pdrop",
     "router_aux_loss_coef",
+    "task_specific_params",
     "tokenizer_class",
     "transformers.js_config",
     "transformers_version",
@@ -119,6 +121,7 @@ def read_decoder(
     reader: ConfigReader,
     *,
     positions: int,
+    kv_heads: int | None = None,
     head_dim: int | None = None,
     activation_key: str = "hidden_act",
     activation: str = "silu",
@@ -129,7 +132,8 @@ def read_decoder(
 ) -> dict[str, Any]:
     """What nearly all configs have, as fields of `ModelConfig`, with a family's own defaults.
 
-    Sizes that transformers always writes have none: without them a plan would be of the family's first model.
+    Sizes that transformers always writes have none: without them a plan would be of the family's first model. Without their key
+    there are `kv_heads`, or as many as heads; with null always the latter.
     """
     hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     return decoder_keys(reader, tied=tied, bos=bos, eos=eos) | {
@@ -137,7 +141,9 @@ def read_decoder(
         "intermediate_size": reader.size("intermediate_size"),
         "num_layers": reader.size("num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": reader.size("num_key_value_heads", heads),
+        "num_kv_heads": reader.size(
+            "num_key_value_heads", heads if kv_heads is None or reader.has("num_key_value_heads") else kv_heads
+        ),
         "head_dim": reader.size("head_dim", head_dim or hidden // heads),
         "max_position": reader.size("max_position_embeddings", positions),
         "norm_eps": reader.take("rms_norm_eps", eps),

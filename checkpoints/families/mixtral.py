@@ -23,7 +23,7 @@ RULES = tables.table(
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     """`intermediate_size` is an expert's. The router's choice is always made to sum to one."""
-    shared = read_decoder(reader, positions=131072, eps=1e-5, bos=1, eos=2)
+    shared = read_decoder(reader, positions=131072, kv_heads=8, eps=1e-5, bos=1, eos=2)
     reader.ignore("router_jitter_noise")  # of training
     count = reader.size("num_local_experts", reader.size("num_experts", 8))
     window = reader.positive(reader.optional("sliding_window", int), "sliding_window")

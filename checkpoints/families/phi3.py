@@ -29,6 +29,8 @@ RULES = tables.table(
 def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_decoder(reader, positions=4096, eps=1e-5, bos=1, eos=32000)
     reader.ignore("attention_bias", "lm_head_bias", "mlp_bias")  # written by some, read by none
+    for key in ("full_attn_mod", "interpolate_factor"):
+        reader.default(key, 1)
     window = reader.positive(reader.optional("sliding_window", int), "sliding_window")
     rope = _read_rope(reader, shared["max_position"])
     return ModelConfig(**shared, rope=rope, windows=(window,))

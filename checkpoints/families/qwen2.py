@@ -12,7 +12,7 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.MLP)
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    shared = read_decoder(reader, positions=32768)
+    shared = read_decoder(reader, positions=32768, kv_heads=32)
     reader.ignore("attention_bias", "use_mrope")
     rope, windows = read_rope(reader, shared["max_position"]), read_late_windows(reader, shared["num_layers"])
     return ModelConfig(**shared, rope=rope, windows=windows, qkv_bias=True)

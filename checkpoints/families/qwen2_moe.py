@@ -14,7 +14,7 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.MLP, *tabl
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     """With `use_sliding_window` every other layer slides, up to `max_window_layers`."""
-    shared = read_decoder(reader, positions=32768)
+    shared = read_decoder(reader, positions=32768, kv_heads=16)
     layers = shared["num_layers"]
     used = reader.take("use_sliding_window", False)
     window = reader.nullable("sliding_window", 4096)

@@ -13,7 +13,7 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.HEAD_NORMS
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    shared = read_decoder(reader, positions=32768, head_dim=128)
+    shared = read_decoder(reader, positions=32768, kv_heads=32, head_dim=128)
     bias = reader.take("attention_bias", False)
     return ModelConfig(
         **shared,

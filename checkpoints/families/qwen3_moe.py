@@ -13,11 +13,13 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.HEAD_NORMS
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     """All layers slide or none: `max_window_layers` is written and not read."""
-    shared = read_decoder(reader, positions=32768)
+    shared = read_decoder(reader, positions=32768, kv_heads=4)
     bias = reader.take("attention_bias", False)
     window = reader.positive(reader.nullable("sliding_window", 4096), "sliding_window")
     used = reader.take("use_sliding_window", False)
     reader.ignore("max_window_layers")
+    for key, value in (("qkv_bias", False), ("shared_expert_intermediate_size", 0), ("use_qk_norm", True)):
+        reader.default(key, value)
     return ModelConfig(
         **shared,
         rope=read_rope(reader, shared["max_position"]),
@@ -30,7 +32,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     )
 
 
-def read_experts(reader: ConfigReader, shared_size: int = 0) -> Experts:
+def read_experts(reader: ConfigReader) -> Experts:
     """`num_local_experts` is what transformers 5 writes, and wins."""
     count = reader.size("num_experts", 128)
     return Experts(
@@ -38,7 +40,6 @@ def read_experts(reader: ConfigReader, shared_size: int = 0) -> Experts:
         top_k=reader.size("num_experts_per_tok", 8),
         size=reader.size("moe_intermediate_size"),
         normalised=reader.take("norm_topk_prob", False),
-        shared_size=shared_size,
     )
 
 

@@ -133,7 +133,7 @@ def _longrope(rope: ConfigReader, max_position: int, original: int) -> dict[str,
     factor = rope.optional("factor", float) or max_position / original
     attention_factor = rope.optional("attention_factor", float)
     if attention_factor is None:
-        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(max(original, 2)))
     return {
         "kind": "longrope",
         "factor": factor,
