@@ -142,8 +142,9 @@ def test_pickles_are_fetched_from_the_hub_only_where_there_are_no_safetensors(
 ) -> None:
     asked: list[list[str]] = []
 
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert name == "someone/model"
+        assert fnmatch("consolidated.safetensors", ignore_patterns[0])  # the weights once more
         asked.append(allow_patterns)
         if any(fnmatch(held, pattern) for pattern in allow_patterns):
             (tmp_path / held).touch()
