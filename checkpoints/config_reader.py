@@ -44,6 +44,10 @@ class ConfigReader:
             raise CheckpointError(f"{self.where}: `{key}` is {value}, which is not a size; it must be 1 to {_LARGEST_SIZE}")
         return value
 
+    def size_if_there(self, key: str, default: int) -> int:
+        """The same, but that null stands for nothing; the default when the key is absent."""
+        return self.size(key) if key in self._left else default
+
     def take(self, key: str, default: T) -> T:
         """The value of `key`, of the default's type; the default when the key is absent."""
         if key not in self._left:
@@ -65,8 +69,9 @@ class ConfigReader:
             raise CheckpointError(f"{self.where}: `{key}` is {value}; it must be above 0")
         return value
 
-    def positive(self, value: int | None, key: str) -> int | None:
-        """A size that `key` gave, which may be null."""
+    def nullable_size(self, key: str, default: int | None = None) -> int | None:
+        """A size; None when it is null, the default when it is absent."""
+        value = self.optional(key, int) if key in self._left else default
         if value is not None and value < 1:
             raise CheckpointError(f"{self.where}: `{key}` is {value}; it must be at least 1, or null")
         return value

@@ -66,11 +66,12 @@ class Content(NamedTuple):
 def contents(rules: Rules, config: ModelConfig) -> dict[str, list[Content]]:
     """Of each tensor, in the order of the rules."""
     found: dict[str, list[Content]] = {}
+    sizes = axis_sizes(config)
     for path, (tensors, pattern) in rules.by_parameter(config).items():
         for i, tensor in enumerate(tensors):
             bounds = {pattern.stacked: (i, i + 1)} if pattern.stacked else {}
             found.setdefault(tensor, []).append(Content(path, pattern, bounds))
-    return {tensor: sorted(held, key=lambda content: content.first(axis_sizes(config))) for tensor, held in found.items()}
+    return {tensor: sorted(held, key=lambda content: content.first(sizes)) for tensor, held in found.items()}
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,7 @@ def _check_shapes(recipes: list[Recipe]) -> None:
         assert pattern.param_shape(recipe.sizes) == recipe.parameter.source_shape, recipe.parameter.path
         expected = pattern.tensor_shape(recipe.sizes)
         for tensor in recipe.filling.tensors:
-            if tensor in recipe.source.unusable:
-                raise CheckpointError(recipe.source.unusable[tensor])
+            recipe.source.require_usable(tensor)
             if (found := recipe.source.tensors[tensor].shape) != expected:
                 wrong[f"{tensor} is {found}, not {expected}"] = None  # once, though it fills several
     if wrong:

@@ -57,12 +57,16 @@ class Source:
         """A box of a tensor as a float array, read-only where it is a view of the file. Raises CheckpointError."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.where} has no tensor {name}; fetch it again if it is incomplete")
-        if name in self.unusable:
-            raise CheckpointError(self.unusable[name])
+        self.require_usable(name)
         box, nbytes = self._box(name, slices)
         with self._counting:
             self.bytes_read += nbytes
         return box
+
+    def require_usable(self, name: str) -> None:
+        """Raises CheckpointError where a tensor holds no numbers that can be read."""
+        if name in self.unusable:
+            raise CheckpointError(self.unusable[name])
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """The box, and how many bytes of the file it took."""

@@ -46,8 +46,7 @@ class View:
         tensors, pattern = self.by_param[path]
         expected = pattern.tensor_shape(self.sizes)
         for tensor in tensors:
-            if tensor in self.source.unusable:
-                raise CheckpointError(self.source.unusable[tensor])
+            self.source.require_usable(tensor)
             if (found := self.source.tensors[tensor].shape) != expected:
                 raise CheckpointError(f"{self.source.where}: {tensor} is {found}, not {expected}; correct the config")
         return pattern.param_shape(self.sizes)

@@ -79,7 +79,9 @@ def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype:
         keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
         return LayerCache(keys, jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding))
 
-    return [layer(one) for one in lengths(config, layout.platform, length)]
+    wanted = lengths(config, layout.platform, length)
+    made = {one: layer(one) for one in set(wanted)}
+    return [made[one] for one in wanted]
 
 
 def positions(layout: Layout, rows: int, length: int) -> int:

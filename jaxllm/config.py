@@ -7,6 +7,7 @@ cache, the cost of a run) reads only this. Its fields are mechanisms, each indep
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 _SMALLEST = 1e-12  # of the numbers of a rotary embedding and of scales; the largest is one over it
@@ -185,10 +186,10 @@ class ModelConfig:
         ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.kind == "longrope"]
         return min((rope.original_max_position for rope in ropes), default=None)
 
-    @property
-    def layers(self) -> list[Layer]:
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
         """Of the whole model, in order."""
-        return [self.layer(i) for i in range(self.num_layers)]
+        return tuple(self.layer(i) for i in range(self.num_layers))
 
     @property
     def attention_params(self) -> int:

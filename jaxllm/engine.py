@@ -59,10 +59,10 @@ class Engine:
             self.rows = self.length = 0  # the next burst sizes the cache anew
         scheduler.admit()
         changed = self._prefill_some()
-        ready = [s for s in scheduler.decoding if self._steps_as_read(s)]
         for sequence in scheduler.decoding:
-            if sequence not in ready:
+            if not self._steps_as_read(sequence):
                 sequence.read_anew()
+        ready = scheduler.decoding
         if ready and max_steps:
             crowded = bool(scheduler.waiting or scheduler.prefilling)
             changed += self._decode(ready, max_steps, until_any=crowded)

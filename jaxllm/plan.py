@@ -136,10 +136,9 @@ def _sized(run: Run) -> Plan:
         for rows in row_choices:
             cache, working = 0, score_bytes(run.config, layout, run.dtype)
             if run.workload == "generate":
-                cache = cache_bytes(run.config, layout, run.dtype, rows, length)
-                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * max(
-                    layer_bytes(run.config, layout, run.dtype, rows, length)
-                )
+                layers = layer_bytes(run.config, layout, run.dtype, rows, length)
+                cache = sum(layers)
+                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * max(layers)
             plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory)
             if plan.fits:
                 return plan

@@ -16,7 +16,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     """Without their keys the caps are 50 and 30; null is none."""
     reader.ignore("hidden_act", "sliding_window_size")  # written by some, read by none
     shared = read_shared(reader, 8192, 4, "hidden_activation")
-    window = reader.positive(reader.take("sliding_window", 4096), "sliding_window")
+    window = reader.size_if_there("sliding_window", 4096)
     return ModelConfig(
         **shared,
         rope=read_rope(reader, shared["max_position"]),

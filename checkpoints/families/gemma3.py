@@ -9,16 +9,13 @@ from checkpoints.families.hf_common import FULL, SLIDING, read_windows
 from checkpoints.families.rope import read_rope
 from jaxllm.config import ModelConfig, RopeConfig
 
-_PATTERN = "sliding_window_pattern"
-
 RULES = tables.table(*tables.NORMS_AROUND, *tables.ATTENTION, *tables.HEAD_NORMS, *tables.MLP)
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore("hidden_act", "attn_logit_softcapping")  # written, and read by none
     shared = read_shared(reader, 131072, 4, "hidden_activation")
-    window, pattern = (reader.positive(reader.take(key, n), key) for key, n in (("sliding_window", 4096), (_PATTERN, 6)))
-    assert pattern is not None
+    window, pattern = reader.size_if_there("sliding_window", 4096), reader.size_if_there("sliding_window_pattern", 6)
     reader.ignore("_sliding_window_pattern")
     rope, local = _read_ropes(reader, shared["max_position"])
     return ModelConfig(

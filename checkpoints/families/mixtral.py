@@ -26,7 +26,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_decoder(reader, positions=131072, kv_heads=8, eps=1e-5, bos=1, eos=2)
     reader.ignore("router_jitter_noise")  # of training
     count = reader.size("num_local_experts", reader.size("num_experts", 8))
-    window = reader.positive(reader.optional("sliding_window", int), "sliding_window")
+    window = reader.nullable_size("sliding_window")
     return ModelConfig(
         **shared,
         rope=read_rope(reader, shared["max_position"], 1e6),

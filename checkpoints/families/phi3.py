@@ -31,7 +31,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore("attention_bias", "lm_head_bias", "mlp_bias")  # written by some, read by none
     for key in ("full_attn_mod", "interpolate_factor"):
         reader.default(key, 1)
-    window = reader.positive(reader.optional("sliding_window", int), "sliding_window")
+    window = reader.nullable_size("sliding_window")
     rope = _read_rope(reader, shared["max_position"])
     return ModelConfig(**shared, rope=rope, windows=(window,))
 

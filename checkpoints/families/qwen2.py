@@ -21,7 +21,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 def read_late_windows(reader: ConfigReader, num_layers: int) -> Windows:
     """With `use_sliding_window` the layers from `max_window_layers` on slide, or those that `layer_types` says."""
     used = reader.take("use_sliding_window", False)
-    window = reader.positive(reader.nullable("sliding_window", 4096), "sliding_window")
+    window = reader.nullable_size("sliding_window", 4096)
     first = reader.take("max_window_layers", 28)
     window = window if used else None
     return read_windows(reader, num_layers, window, lambda i: window is not None and i >= first)

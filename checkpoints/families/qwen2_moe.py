@@ -17,8 +17,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_decoder(reader, positions=32768, kv_heads=16)
     layers = shared["num_layers"]
     used = reader.take("use_sliding_window", False)
-    window = reader.nullable("sliding_window", 4096)
-    window = reader.positive(window, "sliding_window") if used else None
+    window = reader.nullable_size("sliding_window", 4096) if used else None
+    reader.optional("sliding_window", int)  # written as 0 where it is not used
     last = reader.take("max_window_layers", 28)
     reader.ignore("attention_bias")
     experts = Experts(

@@ -15,7 +15,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     """All layers slide or none: `max_window_layers` is written and not read."""
     shared = read_decoder(reader, positions=32768, kv_heads=4)
     bias = reader.take("attention_bias", False)
-    window = reader.positive(reader.nullable("sliding_window", 4096), "sliding_window")
+    window = reader.nullable_size("sliding_window", 4096)
     used = reader.take("use_sliding_window", False)
     reader.ignore("max_window_layers")
     for key, value in (("qkv_bias", False), ("shared_expert_intermediate_size", 0), ("use_qk_norm", True)):

@@ -18,7 +18,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore("pretraining_tp", "max_window_layers")
     roped = _read_roped(reader, shared["num_layers"])
     used = reader.take("use_sliding_window", False)
-    window = reader.positive(reader.optional("sliding_window", int), "sliding_window")
+    window = reader.nullable_size("sliding_window")
     slides = used and window is not None
     return ModelConfig(
         **shared,
