@@ -36,7 +36,7 @@ from checkpoints.families import llama
 from checkpoints.load import load, names_of_parameters
 from checkpoints.names import axis_sizes
 from checkpoints.safetensors_writer import SafetensorsFiles
-from checkpoints.target import Entry
+from checkpoints.target import Entry, Piece
 from jaxllm.config import ModelConfig
 from jaxllm.presets import PRESETS
 
@@ -197,11 +197,11 @@ def write_random(folder: Path, name: str, layers: int | None) -> Path:
     ]
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 24, np.float32)).astype(dtype)
 
-    def pieces(of: list[Entry]) -> Iterator[np.ndarray]:
+    def pieces(of: list[Entry]) -> Iterator[Piece]:
         for entry in of:
             left = entry.nbytes // dtype.itemsize
             while left:
-                yield noise[:left]
+                yield Piece((), noise[:left])
                 left -= min(left, len(noise))
 
     folder.mkdir()

@@ -34,7 +34,7 @@ from checkpoints.pattern import Pattern
 from checkpoints.safetensors import DTYPES
 from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.source import ORBAX
-from checkpoints.target import Entry, Target
+from checkpoints.target import Entry, Piece, Target
 from checkpoints.verify import compare, differing_config
 from checkpoints.view import SLICE, View
 from jaxllm.config import ModelConfig
@@ -277,12 +277,13 @@ def _write(job: Job, progress: Progress) -> None:
     by_tensor = job.contents()
     done = 0
 
-    def pieces(entries: list[Entry]) -> Iterator[np.ndarray]:
+    def pieces(entries: list[Entry]) -> Iterator[Piece]:
         nonlocal done
         for entry in entries:
-            for piece in _pieces(view, by_tensor[entry.name], entry, job.format.rows(entry)):
+            for first, x in _pieces(view, by_tensor[entry.name], entry, job.format.chunk(entry)):
+                piece = Piece(first, round_to(x, entry.dtype, entry.name))
                 yield piece
-                done += piece.nbytes
+                done += piece.numbers.nbytes
                 progress(done, job.nbytes)
 
     for name, entries in job.groups.items():
@@ -294,24 +295,27 @@ def _write(job: Job, progress: Progress) -> None:
     job.format.end(job.work)
 
 
-def _pieces(view: View, held: list[Content], entry: Entry, rows: int) -> Iterator[np.ndarray]:
-    """A target tensor's numbers, in order: slices along its first dimension, of a multiple of `rows` each."""
+def _pieces(view: View, held: list[Content], entry: Entry, chunk: tuple[int, ...] | None) -> Iterator[Piece]:
+    """A target tensor's numbers, as `Target.chunk` says."""
     part = held[0].pattern.part
-    if part is not None and held[0].pattern.tensor_dims[0][0] == part.axis:  # one parameter after another
+    if chunk is not None:  # the parameter itself
+        (content,) = held
+        for bounds in view.boxes(content.path, content.pattern, chunk):
+            yield Piece(content.pattern.begin(bounds, view.sizes), view.read(content.path, bounds))
+    elif part is not None and held[0].pattern.tensor_dims[0][0] == part.axis:  # one parameter after another
         for content in held:
-            yield from _together(view, [content], entry, 1)
+            yield from _rows(view, [content], entry)
     else:
-        yield from _together(view, held, entry, rows)
+        yield from _rows(view, held, entry)
 
 
-def _together(view: View, held: list[Content], entry: Entry, rows: int) -> Iterator[np.ndarray]:
-    """Slices of all these at a time, along the first axis that they share."""
+def _rows(view: View, held: list[Content], entry: Entry) -> Iterator[Piece]:
+    """Rows of all these at a time, along the first axis that they share."""
     axis = held[0].pattern.leading()[0]
-    inner = max(entry.shape[0] // view.sizes[axis], 1)  # rows of each of the axis
-    for bounds in view.slices(axis, math.prod(entry.shape), rows // math.gcd(rows, inner)):
+    for bounds in view.slices(axis, math.prod(entry.shape)):
         sizes = view.sizes | {axis: bounds[1] - bounds[0]}
         parts = [one.pattern.split(view.read(one.path, {axis: bounds} | one.bounds), sizes) for one in held]
-        yield round_to(held[0].pattern.join(parts), entry.dtype, entry.name)
+        yield Piece((), held[0].pattern.join(parts))
 
 
 def round_to(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

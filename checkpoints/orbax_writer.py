@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import future, type_handlers
 
 from checkpoints.orbax import METADATA
 from checkpoints.source import ORBAX
-from checkpoints.target import Entry, Target
+from checkpoints.target import Entry, Piece, Target
 from checkpoints.zarr_shard import Shard
 
 
@@ -31,8 +30,8 @@ class OrbaxArrays(Target):
     def __init__(self, entries: Iterable[Entry]):
         super().__init__({entry.name: [entry] for entry in entries})
 
-    def rows(self, entry: Entry) -> int:
-        return Shard(entry).chunk[0]
+    def chunk(self, entry: Entry) -> tuple[int, ...]:
+        return Shard(entry).chunk
 
     def begin(self, folder: Path) -> None:
         if (folder / ORBAX / METADATA).exists():  # Orbax gives the folder its name when everything is in it
@@ -55,7 +54,7 @@ class OrbaxArrays(Target):
         file, shard = self._file(folder, name)
         return file.is_file() and file.stat().st_size == shard.nbytes
 
-    def write(self, folder: Path, name: str, pieces: Iterator[np.ndarray]) -> None:
+    def write(self, folder: Path, name: str, pieces: Iterator[Piece]) -> None:
         file, shard = self._file(folder, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")

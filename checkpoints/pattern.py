@@ -90,6 +90,10 @@ class Pattern:
     def param_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return _shape(self.param_dims, sizes)
 
+    def begin(self, bounds: Bounds, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Where the part of the parameter within `bounds`, of axes that lead its dimensions, begins in it."""
+        return tuple(bounds.get(axis, (0, 0))[0] * math.prod(sizes[one] for one in inner) for axis, *inner in self.param_dims)
+
     def leading(self) -> list[str]:
         """The parameter's axes of which a range is a range of one of the tensor's dimensions."""
         single = self.part.axis if self.part and not self.part.size else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from checkpoints.copying import contiguous
 from checkpoints.safetensors import INDEX, NAMES, SINGLE
-from checkpoints.target import Entry, Target
+from checkpoints.target import Entry, Piece, Target
 
 
 class SafetensorsFiles(Target):
@@ -26,8 +26,8 @@ class SafetensorsFiles(Target):
     def is_whole(self, folder: Path, name: str) -> bool:
         return is_whole(folder / name, self.groups[name])
 
-    def write(self, folder: Path, name: str, pieces: Iterator[np.ndarray]) -> None:
-        write_file(folder / name, self.groups[name], pieces)
+    def write(self, folder: Path, name: str, pieces: Iterator[Piece]) -> None:
+        write_file(folder / name, self.groups[name], (piece.numbers for piece in pieces))
 
     def end(self, folder: Path) -> None:
         write_index(folder, self.groups)

@@ -22,8 +22,15 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class Piece(NamedTuple):
+    """Numbers of a tensor, a box that begins at `first`; which is empty where pieces are rows in order."""
+
+    first: tuple[int, ...]
+    numbers: np.ndarray
+
+
 class Target:
-    """Tensors in groups, each of which is written whole or not at all. Every method but `rows` raises OSError.
+    """Tensors in groups, each of which is written whole or not at all. Every method but `chunk` raises OSError.
 
     Attributes:
       groups: name -> its tensors, in order.
@@ -32,9 +39,9 @@ class Target:
     def __init__(self, groups: dict[str, list[Entry]]):
         self.groups = groups
 
-    def rows(self, entry: Entry) -> int:
-        """Pieces of a tensor have a multiple of so many, but for the last."""
-        return 1
+    def chunk(self, entry: Entry) -> tuple[int, ...] | None:
+        """Pieces of a tensor are multiples of such a box, but at its edges, in any order; None: rows, in order."""
+        return None
 
     def begin(self, folder: Path) -> None:
         """Before anything is written to the folder, or after an interruption."""
@@ -43,8 +50,8 @@ class Target:
         """Whether `write` has finished this group."""
         raise NotImplementedError
 
-    def write(self, folder: Path, name: str, pieces: Iterator[np.ndarray]) -> None:
-        """`pieces` are the tensors' numbers, slices along the first dimension in order, each within one tensor."""
+    def write(self, folder: Path, name: str, pieces: Iterator[Piece]) -> None:
+        """`pieces` are the numbers of one tensor after the other."""
         raise NotImplementedError
 
     def end(self, folder: Path) -> None:

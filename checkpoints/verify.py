@@ -6,7 +6,6 @@ read in slices of bounded size from both sides at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -87,11 +86,9 @@ def _compare(path: str, a: View, b: View, rounded: bool) -> Compared:
 
 
 def _in_slices(path: str, a: View, b: View, rounded: bool) -> tuple[bool, float]:
-    first, second = (side.by_param[path].pattern.leading() for side in (a, b))
-    axis = next(axis for axis in first if axis in second)
     equal, largest = True, 0.0
-    for bounds in a.slices(axis, math.prod(a.shape(path))):
-        x, y = a.read(path, {axis: bounds}), b.read(path, {axis: bounds})
+    for bounds in a.boxes(path, b.by_param[path].pattern):
+        x, y = a.read(path, bounds), b.read(path, bounds)
         same, difference = _difference(x.astype(y.dtype) if rounded else x, y)
         equal, largest = equal and same, max(largest, difference)
     return equal, largest

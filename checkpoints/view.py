@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.names import axis_sizes
-from checkpoints.pattern import Bounds
+from checkpoints.pattern import Bounds, Pattern
 from checkpoints.source import TensorInfo
 
 SLICE = 1 << 24  # numbers read at a time
@@ -58,6 +59,25 @@ class View:
         step = max(1, step // multiple) * multiple
         for first in range(0, count, step):
             yield first, min(first + step, count)
+
+    def boxes(self, path: str, other: Pattern, chunk: Sequence[int] = ()) -> Iterator[Bounds]:
+        """Parts of a parameter that are read at a time: ranges that lie together in its tensor, and are ranges of the other's.
+
+        They are multiples of a chunk, but at the edges.
+        """
+        pattern, dims = self.by_param[path].pattern, other.param_dims
+        stack = [axis for (axis,) in dims[:-2]]
+        axis = next(axis for axis in pattern.leading() if axis in other.leading() and axis not in stack)
+        multiple = 1
+        for (outer, *inner), step in zip(dims, chunk, strict=False):
+            if outer == axis:
+                multiple = step // math.gcd(step, math.prod(self.sizes[one] for one in inner))
+        counts = [self.sizes[one] for one in stack]
+        numbers = math.prod(self.shape(path)) // math.prod(counts)
+        for place in np.ndindex(*counts):
+            at = {one: (i, i + 1) for one, i in zip(stack, place, strict=True)}
+            for bounds in self.slices(axis, numbers, multiple):
+                yield at | {axis: bounds}
 
     def read(self, path: str, bounds: Bounds) -> np.ndarray:
         """The part of the parameter within `bounds`."""

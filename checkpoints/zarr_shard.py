@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from checkpoints.copying import packed
-from checkpoints.target import Entry
+from checkpoints.target import Entry, Piece
+from checkpoints.view import SLICE
 
 _PARTS = 8
 _SMALL = 1 << 16  # bytes: chunks below are not worth it
+_NARROW = 256  # positions: chunks are no narrower for being read together, as of a vocabulary they never are
 _PLACE = 16  # bytes for a chunk in the index: two integers
 
 
@@ -33,18 +35,27 @@ class Shard:
 
     @cached_property
     def chunk(self) -> tuple[int, ...]:
-        """Shape of a chunk: an eighth, or the next divisor below, of each of the first two dimensions, unless that is tiny."""
-        shape, itemsize = list(self.entry.shape), self.entry.dtype.itemsize
-        for i in range(2 if len(shape) > 1 else 0):
-            smaller = [*shape[:i], _part(shape[i]), *shape[i + 1 :]]
-            if math.prod(smaller) * itemsize >= _SMALL:
-                shape = smaller
+        """Shape of a chunk: an eighth of a matrix, or the next divisor below, along each dimension; of a stack each has its own.
+
+        Fewer parts where that would be tiny; more where all chunks along one dimension would be more than is read at a time.
+        """
+        shape, itemsize = [1] * len(self.entry.shape[:-2]) + [*self.entry.shape[-2:]], self.entry.dtype.itemsize
+        for i in range(len(shape))[-2:] if len(shape) > 1 else ():
+            others = math.prod(self.entry.shape[-2:]) // max(shape[i], 1)
+            parts = _PARTS
+            while shape[i] // parts * others > SLICE and shape[i] // parts >= 2 * _NARROW:
+                parts *= 2
+            fewer = ([*shape[:i], _part(shape[i], parts >> less), *shape[i + 1 :]] for less in range(3))
+            shape = next((one for one in fewer if math.prod(one) * itemsize >= _SMALL), shape)
         return tuple(shape)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Chunks along each dimension."""
-        return tuple(-(-size // step) for size, step in zip(self.entry.shape, self.chunk, strict=True))
+        return self._counts(self.entry.shape)
+
+    def _counts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(-(-size // step) for size, step in zip(shape, self.chunk, strict=True))
 
     @property
     def chunk_bytes(self) -> int:
@@ -72,22 +83,23 @@ class Shard:
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         }
 
-    def write(self, path: Path, pieces: Iterator[np.ndarray]) -> None:
-        """`pieces` are slices along the first dimension, of a multiple of the chunk but for the last. Raises OSError."""
-        first = 0
+    def write(self, path: Path, pieces: Iterator[Piece]) -> None:
+        """`pieces` are multiples of a chunk, but at the array's edges. Raises OSError."""
+        written = 0
         with open(path, "wb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for piece in pieces:
 
-                def put(at: tuple[int, ...], piece: np.ndarray = piece, row: int = first // self.chunk[0]) -> None:
-                    number = np.ravel_multi_index((at[0] + row, *at[1:]), self.counts)
-                    _write_at(file.fileno(), self._cut(piece, at), int(number) * self.chunk_bytes)
+                def put(at: tuple[int, ...], piece: Piece = piece) -> None:
+                    place = [first // step + i for first, step, i in zip(piece.first, self.chunk, at, strict=True)]
+                    number = np.ravel_multi_index(place, self.counts)
+                    _write_at(file.fileno(), self._cut(piece.numbers, at), int(number) * self.chunk_bytes)
 
-                for _ in pool.map(put, np.ndindex(-(-len(piece) // self.chunk[0]), *self.counts[1:])):
+                for _ in pool.map(put, np.ndindex(self._counts(piece.numbers.shape))):
                     pass
-                first += len(piece)
+                written += piece.numbers.size
             places = [(number * self.chunk_bytes, self.chunk_bytes) for number in range(math.prod(self.counts))]
             _write_at(file.fileno(), np.array(places, "<u8"), len(places) * self.chunk_bytes)
-        assert first == self.entry.shape[0], f"{self.entry.name}: {first} rows of {self.entry.shape[0]}"
+        assert written == math.prod(self.entry.shape), f"{self.entry.name}: {written} numbers of {self.entry.shape}"
 
     def _cut(self, piece: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
         """Chunk `at` of the piece, contiguous. Those at the edge are as large as the others, with zeros."""
@@ -96,8 +108,8 @@ class Shard:
         return packed(np.pad(box, missing) if box.shape != self.chunk else box)
 
 
-def _part(size: int) -> int:
-    most = max(size // _PARTS, 1)
+def _part(size: int, parts: int) -> int:
+    most = max(size // parts, 1)
     return next((part for part in range(most, most // 2, -1) if size % part == 0), most)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from checkpoints.load import plan as recipes
 from checkpoints.orbax import OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
 from checkpoints.source import ORBAX
-from checkpoints.target import Entry
+from checkpoints.target import Entry, Piece
 from checkpoints.verify import compare
 from checkpoints.zarr_shard import Shard
 from jaxllm import LLM
@@ -269,7 +270,8 @@ def test_chunks_divide_what_layouts_split() -> None:
         return Shard(Entry("x", shape, np.dtype(ml_dtypes.bfloat16))).chunk
 
     assert chunks(4096, 11008) == (512, 1376)
-    assert chunks(6656, 52, 128) == (832, 4, 128)  # 52 heads over four devices: 13, three chunks and a bit
+    assert chunks(8, 6144, 16384) == (1, 768, 2048) and chunks(128, 2048, 768) == (1, 256, 192)  # an expert's, read alone
+    assert chunks(8192, 28672) == (512, 1792) and chunks(256000, 4608) == (2000, 288)  # no more than is read at a time
     assert chunks(32000, 4096) == (4000, 512)
     assert chunks(24, 40) == (24, 40) and chunks(4096) == (4096,)
 
@@ -279,7 +281,7 @@ def test_chunks_divide_what_layouts_split() -> None:
 def test_tensorstore_reads_any_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int], rows: int, data: int
 ) -> None:
-    """Also where chunks do not divide, and pieces are of several."""
+    """Also where chunks do not divide, and pieces are of several, in any order."""
     monkeypatch.setattr("checkpoints.zarr_shard._SMALL", 1 << data)
     x = np.random.default_rng(0).standard_normal(shape).astype(ml_dtypes.bfloat16)
     shard = Shard(Entry("x", x.shape, x.dtype))
@@ -287,8 +289,10 @@ def test_tensorstore_reads_any_shard(
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}, "metadata": shard.metadata()}
     array = ts.open(spec, create=True, delete_existing=True).result()
     (folder / shard.name).parent.mkdir(parents=True, exist_ok=True)
-    step = rows * shard.chunk[0]
-    shard.write(folder / shard.name, iter([x[first : first + step] for first in range(0, len(x), step)]))
+    boxes = [chunk * rows for chunk in shard.chunk]
+    corners = itertools.product(*(range(0, size, box) for size, box in zip(shape, boxes, strict=True)))
+    parts = [(at, tuple(slice(first, first + box) for first, box in zip(at, boxes, strict=True))) for at in corners]
+    shard.write(folder / shard.name, (Piece(at, x[part]) for at, part in reversed(parts)))
     assert (folder / shard.name).stat().st_size == shard.nbytes
     np.testing.assert_array_equal(array.read().result(), x)
 
