@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints.copying import empty, fill
 from checkpoints.pattern import Bounds, Part, Pattern
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
@@ -27,7 +28,13 @@ class Filling(NamedTuple):
             self.pattern.read(lambda box, name=name: source.read(name, box), bounds, sizes)  # type: ignore[misc]
             for name in self.tensors[first:last]
         ]
-        return parts[0] if axis is None else np.concatenate(parts, axis=self.pattern.param_dims.index((axis,)))
+        if len(parts) == 1:
+            return parts[0]
+        assert self.pattern.param_dims[0] == (axis,), "a stack's own axis is the outermost"
+        stack = empty((len(parts), *parts[0].shape[1:]), np.result_type(*parts))
+        for i, part in enumerate(parts):
+            fill(stack[i : i + 1], part)
+        return stack
 
 
 @dataclass(frozen=True)
