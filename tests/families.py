@@ -111,6 +111,18 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt2 untied": _gpt2(2, 5, 20, scale_attn_weights=False, activation_function="gelu", **UNTIED),
     "gpt_neox": _neox(3, 3, 24, rotary_pct=0.5),
     "gpt_neox tied": _neox(2, 4, 32, use_parallel_residual=False, attention_bias=False, **TIED),
+    "starcoder2": _model("starcoder2", 2, 6, 2, 24, **WINDOW),
+    "starcoder2 untied": _model("starcoder2", 3, 5, 1, 30, use_bias=False, hidden_act="gelu", **UNTIED),
+    "olmo3": _model("olmo3", 5, 6, 3, 24, **WINDOW),
+    "olmo3 tied": _model(
+        "olmo3", 2, 4, 1, 24, attention_bias=True, layer_types=["full_attention", "sliding_attention"],
+        rope_parameters={"full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e3,
+                                            "original_max_position_embeddings": 64},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}, **WINDOW, **TIED,
+    ),
+    "ministral": _model("ministral", 3, 3, 1, 24, head_dim=6,
+                        layer_types=["full_attention", "sliding_attention", "sliding_attention"], **WINDOW),
+    "ministral tied": _model("ministral", 2, 4, 2, 24, head_dim=8, **WINDOW, **TIED),
 }  # fmt: skip
 
 

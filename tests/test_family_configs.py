@@ -19,7 +19,7 @@ from checkpoints.families.hf_common import PRETRAINED_DEFAULTS
 from checkpoints.load import load
 from checkpoints.verify import compare
 from jaxllm.cli import main
-from jaxllm.config import ModelConfig
+from jaxllm.config import ModelConfig, RopeConfig
 from jaxllm.mechanisms import mechanisms
 from sharding.layout import make_layout
 
@@ -64,6 +64,10 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [
         ("phi3", {"rope_parameters": LONGROPE}, "longrope needs a short and a long factor for each of 2 pairs"),
         ("opt", {"layer_norm_elementwise_affine": False}, "`layer_norm_elementwise_affine` is False, and only True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` is True, and only False"),
+        ("starcoder2", {"norm_type": "rms_norm"}, "`norm_type` is 'rms_norm', and only 'layer_norm' is supported"),
+        ("olmo3", {"sliding_window": None}, "`sliding_window` is missing"),
+        ("olmo3", {"rope_parameters": {"rope_theta": 5.0}}, "rope parameters: unknown keys rope_theta"),
+        ("ministral", {"layer_types": ["chunked_attention"] * 3}, "`layer_types` must name 3 layers, each 'sliding_attention'"),
         ("gpt_neox", {"is_causal": False}, "`is_causal` is False, and only True is supported"),
         ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "turns 1.5 of a head; it must be at most 1"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, r"\(awq\) is not supported: the weights are quantised"),
@@ -93,6 +97,7 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True, "max_window_layers": 3}),
     ("qwen2", {"use_mrope": False}),
     ("smollm3", {"max_window_layers": 28, "pretraining_tp": 2}),
+    ("starcoder2", {"mlp_type": "default", "norm_type": "layer_norm", "residual_dropout": 0.1, "embedding_dropout": 0.1}),
     ("mixtral", {"router_jitter_noise": 0.0, "output_router_logits": False}),
 ]  # fmt: skip
 
@@ -155,6 +160,10 @@ def test_older_names_of_keys() -> None:
     gemma = {"rope_parameters": None, "rope_theta": 5e3, "rope_local_base_freq": 50.0}
     scaled = read("gemma3_text untied", **gemma, rope_scaling={"rope_type": "linear", "factor": 8.0})
     assert scaled == read("gemma3_text untied")
+    olmo = {"rope_parameters": None, "rope_theta": 5e3}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    olmo3 = read("olmo3 tied", **olmo, rope_scaling=yarn)
+    assert olmo3.rope == read("olmo3 tied").rope and olmo3.local_rope == RopeConfig(theta=5e3, original_max_position=256)
     assert read("gpt2", hidden_size=24, n_embd=24) == read("gpt2")
 
 

@@ -17,9 +17,11 @@ from checkpoints.families import (
     granite,
     llama,
     meta_llama,
+    ministral,
     mistral,
     mixtral,
     olmo2,
+    olmo3,
     opt,
     phi3,
     qwen2,
@@ -27,6 +29,7 @@ from checkpoints.families import (
     qwen3,
     qwen3_moe,
     smollm3,
+    starcoder2,
 )
 from checkpoints.families.refusal import refuse_unknown
 from checkpoints.gguf import GGUFSource
@@ -58,9 +61,11 @@ FAMILIES = {
     "gpt_neox": Family(gpt_neox.read_config, gpt_neox.RULES),
     "granite": Family(granite.read_config, granite.RULES),
     "llama": Family(llama.read_config, llama.RULES, llama.write_config),
+    "ministral": Family(ministral.read_config, ministral.RULES),
     "mistral": Family(mistral.read_config, mistral.RULES),
     "mixtral": Family(mixtral.read_config, mixtral.RULES),
     "olmo2": Family(olmo2.read_config, olmo2.RULES),
+    "olmo3": Family(olmo3.read_config, olmo3.RULES),
     "opt": Family(opt.read_config, opt.RULES),
     "phi3": Family(phi3.read_config, phi3.RULES),
     "qwen2": Family(qwen2.read_config, qwen2.RULES),
@@ -68,6 +73,7 @@ FAMILIES = {
     "qwen3": Family(qwen3.read_config, qwen3.RULES),
     "qwen3_moe": Family(qwen3_moe.read_config, qwen3_moe.RULES),
     "smollm3": Family(smollm3.read_config, smollm3.RULES),
+    "starcoder2": Family(starcoder2.read_config, starcoder2.RULES),
 }
 GGUF_FAMILIES = {"llama": GGUFFamily(gguf_llama.read_config, gguf_llama.RULES)}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from checkpoints.config_reader import ConfigReader
 from checkpoints.families import tables
 from checkpoints.families.gemma import read_shared
-from checkpoints.families.hf_common import FULL, SLIDING, read_windows
-from checkpoints.families.rope import read_rope
-from jaxllm.config import ModelConfig, RopeConfig
+from checkpoints.families.hf_common import read_windows
+from checkpoints.families.rope import read_ropes
+from jaxllm.config import ModelConfig
 
 RULES = tables.table(*tables.NORMS_AROUND, *tables.ATTENTION, *tables.HEAD_NORMS, *tables.MLP)
 
@@ -17,7 +17,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_shared(reader, 131072, 4, "hidden_activation")
     window, pattern = reader.size_if_there("sliding_window", 4096), reader.size_if_there("sliding_window_pattern", 6)
     reader.ignore("_sliding_window_pattern")
-    rope, local = _read_ropes(reader, shared["max_position"])
+    theta, local_theta = reader.take("rope_theta", 1e6), reader.take("rope_local_base_freq", 1e4)
+    rope, local = read_ropes(reader, shared["max_position"], theta, local_theta)
     return ModelConfig(
         **shared,
         rope=rope,
@@ -28,17 +29,3 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         attention_scale=reader.above_zero("query_pre_attn_scalar", 256.0) ** -0.5,
         logit_cap=reader.optional("final_logit_softcapping", float) or 0.0,
     )
-
-
-def _read_ropes(reader: ConfigReader, max_position: int) -> tuple[RopeConfig, RopeConfig]:
-    """Of layers without a window and of those with one. `rope_scaling`, the older form, is of the former alone."""
-    theta, local_theta = reader.take("rope_theta", 1e6), reader.take("rope_local_base_freq", 1e4)
-    both = reader.optional("rope_parameters", dict) or {}
-    scaling = reader.optional("rope_scaling", dict)
-    reader.default("partial_rotary_factor", 1.0, None)
-    kinds = ConfigReader(both, f"{reader.where}: rope parameters")
-    far, near = (kinds.optional(kind, dict) or {} for kind in (FULL, SLIDING))
-    kinds.finish()
-    sides = (("rope_theta", theta, far | (scaling or {})), ("rope_theta", local_theta, near))
-    one, other = (ConfigReader({key: base, "rope_parameters": side}, reader.where) for key, base, side in sides)
-    return read_rope(one, max_position), read_rope(other, max_position)

@@ -125,6 +125,7 @@ def read_decoder(
     head_dim: int | None = None,
     activation_key: str = "hidden_act",
     activation: str = "silu",
+    eps_key: str = "rms_norm_eps",
     eps: float = 1e-6,
     tied: bool = False,
     bos: int | None = None,
@@ -146,7 +147,7 @@ def read_decoder(
         ),
         "head_dim": reader.size("head_dim", head_dim or hidden // heads),
         "max_position": reader.size("max_position_embeddings", positions),
-        "norm_eps": reader.take("rms_norm_eps", eps),
+        "norm_eps": reader.take(eps_key, eps),
         "activation": read_activation(reader, activation_key, activation),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
+from checkpoints.families.hf_common import FULL, SLIDING
 from jaxllm.config import RopeConfig
 
 
@@ -42,6 +43,19 @@ def read_rope(
     fields = _KINDS[kind](rope, max_position, original)
     rope.finish()
     return RopeConfig(theta=theta, original_max_position=original, fraction=fraction or 1.0, **fields)
+
+
+def read_ropes(reader: ConfigReader, max_position: int, theta: float, local_theta: float) -> tuple[RopeConfig, RopeConfig]:
+    """Of layers without a window and of those with one. `rope_scaling`, the older form, is of the former alone."""
+    both = reader.optional("rope_parameters", dict) or {}
+    scaling = reader.optional("rope_scaling", dict)
+    reader.default("partial_rotary_factor", 1.0, None)
+    kinds = ConfigReader(both, f"{reader.where}: rope parameters")
+    far, near = (kinds.optional(kind, dict) or {} for kind in (FULL, SLIDING))
+    kinds.finish()
+    sides = ((theta, far | (scaling or {})), (local_theta, near))
+    one, other = (ConfigReader({"rope_theta": base, "rope_parameters": side}, reader.where) for base, side in sides)
+    return read_rope(one, max_position), read_rope(other, max_position)
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
