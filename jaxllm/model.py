@@ -148,9 +148,9 @@ class Decoder(nnx.Module):
         def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
             own = tokens - jax.lax.axis_index("model") * table.shape[0]
             # Looked up as integers: of a 16-bit float table XLA's CPU compiler makes a float32 copy in every call. And behind a
-            # barrier, or decode's loop has the integers copied before it begins.
+            # barrier, or decode's loop has the integers copied before it begins. To a TPU the integers are the copy.
             bits = table
-            if table.dtype.itemsize == 2:
+            if table.dtype.itemsize == 2 and self.layout.platform != "tpu":
                 table, own = jax.lax.optimization_barrier((table, own))
                 bits = table.view(jnp.uint16)
             found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)

@@ -68,6 +68,18 @@ def test_a_layout_keeps_its_promise(kind: str, dtype: str, step: str, name: str,
         assert program.memory.alias == cache_bytes(config, layout, dtype, rows, CONTEXT)
 
 
+@pytest.mark.parametrize("model", ["llama-30b", "gemma-2-27b", "opt-30b"])
+def test_no_table_is_copied_to_be_looked_up(model: str) -> None:
+    """XLA for TPUs would write a table viewed as integers out once more, in every step."""
+    config = replace(PRESETS[model], num_layers=1)
+    try:
+        layout = make_layout("tensor", target_devices("v6e", 4), config.hidden_size)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    memory = analyse(STEPS["decode"](Steps(config, layout, "bfloat16")).compile()).memory
+    assert memory is not None and memory.temp < 1 << 23
+
+
 def _is_weight(shape: tuple[int, ...], steps: Steps) -> bool:
     """Whether it has a matrix's dimensions in any order, whole, as it rests or as it is computed with."""
     for parameter, stored in zip(steps.params, steps.shardings, strict=True):
