@@ -17,7 +17,7 @@ from jaxllm.engine import Engine
 from jaxllm.plan import Plan, Run
 from jaxllm.presets import PRESETS
 from jaxllm.remedies import plan_or_refuse
-from jaxllm.requests import SamplingParams
+from jaxllm.sampling_params import SamplingParams
 from jaxllm.scheduler import Sequence
 from jaxllm.steps import Steps
 from sharding.layout import NAMES

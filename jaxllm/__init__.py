@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxllm.llm import LLM
-    from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
+    from jaxllm.prompts import TextPrompt, TokensPrompt
+    from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput
+    from jaxllm.sampling_params import SamplingParams
     from sharding.mesh import virtual_cpu_devices
 
 __version__ = "0.1.0"
@@ -18,10 +20,18 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
     "virtual_cpu_devices",
 ]
 
-_HOMES = {"LLM": "jaxllm.llm", "virtual_cpu_devices": "sharding.mesh"}
+_HOMES = {
+    "LLM": "jaxllm.llm",
+    "SamplingParams": "jaxllm.sampling_params",
+    "TextPrompt": "jaxllm.prompts",
+    "TokensPrompt": "jaxllm.prompts",
+    "virtual_cpu_devices": "sharding.mesh",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,3 +39,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "jaxllm.requests")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

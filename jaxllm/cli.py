@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jaxllm import cache_command, checkpoint_commands, families_command, plan_command, score_command, warmup_command
 from jaxllm.llm import LLM, Progress
-from jaxllm.requests import SamplingParams
+from jaxllm.sampling_params import SamplingParams
 from sharding.layout import NAMES
 from sharding.mesh import virtual_cpu_devices
 

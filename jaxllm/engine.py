@@ -16,7 +16,8 @@ from jaxllm import cache as kv
 from jaxllm.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
 from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, chunk_bucket, power_of_two
 from jaxllm.ladder import CacheLadder
-from jaxllm.requests import MAX_LOGPROBS, Logprob
+from jaxllm.requests import Logprob
+from jaxllm.sampling_params import MAX_LOGPROBS
 from jaxllm.scheduler import Scheduler, Sequence
 from jaxllm.steps import MAX_STEPS, Steps
 

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jinja2 import TemplateError
+from tqdm import tqdm
 
 from checkpoints.arrays import of_arrays
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, plan
 from checkpoints.hub import compiled_dir, resolve
 from checkpoints.load import load
+from jaxllm import checks
 from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
 from jaxllm.encoding import PairEncoder, check_ids, fit
 from jaxllm.engine import Engine
+from jaxllm.fair_lock import FairLock
 from jaxllm.plan import Run, default_dtype
+from jaxllm.prompts import (
+    Messages,
+    ParsedPrompt,
+    Prompt,
+    ScoreRequest,
+    parse_conversation,
+    parse_conversations,
+    parse_prompt,
+    parse_prompts,
+    parse_score_requests,
+)
 from jaxllm.remedies import plan_or_refuse
-from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput, SamplingParams
+from jaxllm.request import Request, Sample
+from jaxllm.requests import RequestError, RequestOutput
+from jaxllm.sampling_params import SamplingParams, from_generation_config
 from jaxllm.scheduler import Sequence as EngineSequence
 from jaxllm.score import Packing, Score, Scorer, row_length
 from jaxllm.steps import MAX_STEPS, Steps
-from jaxllm.text import Detokenizer
+from jaxllm.vllm_arguments import LLM_ELSEWHERE
 from sharding.mesh import pick_devices
 
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-Messages = list[dict[str, Any]]
-ScoreRequest = tuple[str, Sequence[str]] | tuple[Sequence[int], Sequence[Sequence[int]]]
-"""A context and its continuations."""
+Prompts = Prompt | Sequence[Prompt]
+Bar = bool | Callable[..., Any]
+ManyParams = SamplingParams | Sequence[SamplingParams] | None
 
 STREAM_STEPS = 8  # tokens between two looks at the text
+_DTYPES = {"half": "float16", "float": "float32"}  # vLLM's other names
+_LOG = logging.getLogger("jaxllm")
 
 
 @dataclass(frozen=True)
@@ -61,10 +82,14 @@ class LLM:
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       seed: of requests that name none.
+      generation_config: "auto": requests without SamplingParams sample as the model's generation_config.json says; "vllm": by
+        the defaults of SamplingParams.
       workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.plan`).
       wait: until the weights are loaded; without it the first use does.
 
-    Raises CheckpointError, DeviceError, DoesNotFitError or ValueError before anything is allocated.
+    Any number of threads may use it: their requests run together. Neither a forked process nor a pickle can take it along.
+
+    Raises CheckpointError, DeviceError, DoesNotFitError, RequestError or ValueError before anything is allocated.
     """
 
     def __init__(
@@ -73,29 +98,42 @@ class LLM:
         *,
         layout: str = "auto",
         devices: int | Sequence[jax.Device] | None = None,
-        dtype: str | None = None,
+        dtype: str | Any | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
+        generation_config: str = "auto",
         workload: Literal["generate", "score"] = "generate",
         progress: Progress | None = None,
         wait: bool = True,
+        **unknown: Any,
     ):
         started = time.perf_counter()
+        checks.refuse_unknown("LLM", unknown, _arguments(), LLM_ELSEWHERE)
+        self.seed = 0 if seed is None else checks.whole("seed", seed)
+        if self.seed < 0:
+            raise ValueError(f"seed={seed}: a number from 0 up")
+        max_model_len, max_num_seqs = (
+            None if size is None else checks.whole(name, size)
+            for name, size in (("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs))
+        )
+        if generation_config not in ("auto", "vllm"):
+            raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
         self.checkpoint = open_checkpoint(resolve(model, progress.say))
         self.config: ModelConfig = self.checkpoint.config
-        self.seed = seed
-        if seed < 0:
-            raise ValueError(f"seed={seed}: a number from 0 up")
         picked = pick_devices(devices)
-        dtype = default_dtype(self.config, picked) if dtype is None else dtype
-        self.plan = plan_or_refuse(Run(self.config, picked, dtype, layout, max_model_len, max_num_seqs, workload))
+        name = _dtype_name(dtype) or default_dtype(self.config, picked)
+        self.plan = plan_or_refuse(Run(self.config, picked, name, layout, max_model_len, max_num_seqs, workload))
         self.tokenizer = self.checkpoint.tokenizer()
         # Scoring needs no cache that could limit it; but rows of one step are turned alike.
         self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
+        self._generation_defaults = self.checkpoint.generation_defaults if generation_config == "auto" else {}
+        self._said_defaults = False
         self._progress = progress
+        self._lock = FairLock()
+        self._process = os.getpid()
         self._requests = 0
         self._sequences = 0
         self._params: Future[list[jax.Array]] = Future()
@@ -134,41 +172,44 @@ class LLM:
     # The doors
 
     def generate(
-        self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompts,
+        sampling_params: ManyParams = None,
+        use_tqdm: Bar = True,
     ) -> list[RequestOutput]:
-        """Complete each prompt (a text, or token ids). Results come in the prompts' order; on Ctrl-C everything is dropped."""
-        texts = _as_list(prompts)
-        params = _per_prompt(sampling_params, len(texts))
-        requests = [self._request(*pair) for pair in zip(texts, params, strict=True)]
-        for _ in self._turns(requests, MAX_STEPS):
-            pass
-        return [request.output() for request in requests]
+        """Complete each prompt: a text, token ids, or vLLM's dicts of `prompt` or `prompt_token_ids`.
+
+        Results come in the prompts' order; on Ctrl-C everything is dropped.
+
+        Args:
+          sampling_params: one for all prompts or one for each; None: `get_default_sampling_params()`.
+          use_tqdm: show a bar where stderr is a terminal; or what makes the bar, in tqdm's place.
+        """
+        return self._generate(parse_prompts(prompts), sampling_params, use_tqdm)
 
     def chat(
-        self, messages: Messages | Sequence[Messages], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: ManyParams = None,
+        use_tqdm: Bar = True,
+        **template: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several: lists of {"role": ..., "content": ...}, set by the model's chat template."""
-        many = [messages] if messages and isinstance(messages[0], dict) else messages
-        return self.generate([self.chat_prompt(one) for one in many], sampling_params)  # type: ignore[arg-type]
+        """Answer one conversation or several: lists of {"role": ..., "content": ...}, set by the model's chat template.
 
-    def stream(self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None) -> Generator[str]:
+        `template` are the arguments of `chat_prompt`.
+        """
+        prompts = [ParsedPrompt(None, self.chat_prompt(one, **template)) for one in parse_conversations(messages)]
+        return self._generate(prompts, sampling_params, use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[str]:
         """Complete one prompt, yielding pieces of text as they are settled. Leaving the loop early cancels the request."""
-        params = sampling_params or SamplingParams()
+        [params] = self._params_for(sampling_params, 1)
         if params.n != 1:
             raise RequestError(f"n={params.n}: a stream is one sample; use generate for more")
-        request = self._request(prompt, params)
+        [request] = self._make_requests([parse_prompt(prompt)], [params])
         if self.tokenizer is None:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer to stream text with; use generate with token ids")
         return self._pieces(request)
-
-    def _pieces(self, request: _Request) -> Generator[str]:
-        sent = 0
-        with closing(self._turns([request], STREAM_STEPS)) as turns:
-            for _ in turns:
-                text = request.samples[0].settled
-                if len(text) > sent:
-                    yield text[sent:]
-                    sent = len(text)
 
     def score(
         self, requests: Sequence[ScoreRequest], *, truncate: bool = False, progress: Callable[[int, int], None] | None = None
@@ -182,9 +223,10 @@ class LLM:
           truncate: cut contexts that exceed the model's from the left, as lm-eval does, instead of refusing them.
           progress: called with (continuations scored, continuations in all).
         """
+        requests = parse_score_requests(requests)
         packing = self.pack(requests, truncate=truncate)
         scores: list[Score | None] = [None] * len(packing.pairs)
-        for done, (i, score) in enumerate(self.scorer.run(packing), start=1):
+        for done, (i, score) in enumerate(self._locked(self.scorer.run(packing)), start=1):
             scores[i] = score
             if progress is not None:
                 progress(done, len(scores))
@@ -201,7 +243,8 @@ class LLM:
         counts = [len(continuations) for _, continuations in requests]
         of_pairs = [f"{name}, continuation {i}" for name, n in zip(names, counts, strict=True) for i in range(n)]
         texts = [pair for pair in flat if isinstance(pair[0], str)]
-        encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
+        with self._exclusive():
+            encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
         pairs = [next(encoded) if isinstance(pair[0], str) else pair for pair in flat]
         fitting = fit(pairs, of_pairs, self.max_score_len, self.config.vocab_size, truncate)  # type: ignore[arg-type]
         return self.scorer.plan(fitting, of_pairs)
@@ -213,11 +256,56 @@ class LLM:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer; give token ids instead of text")
         return PairEncoder.of(self.tokenizer)
 
-    def chat_prompt(self, messages: Messages) -> list[int]:
-        """The token ids of a conversation under the model's chat template, up to where the answer begins."""
-        if self.tokenizer is None or not self.tokenizer.chat_template:
-            raise RequestError(f"{self.checkpoint.path} has no chat template; use generate with a prompt of your own")
-        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    def get_tokenizer(self) -> Any:
+        """The transformers tokenizer. Raises RequestError where the checkpoint has none."""
+        if self.tokenizer is None:
+            raise RequestError(f"{self.checkpoint.path} has no tokenizer; name one: tokenizer=FOLDER")
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without SamplingParams have: vLLM's defaults, changed as the model's generation_config.json says."""
+        try:
+            return SamplingParams(**from_generation_config(self._generation_defaults))
+        except RequestError as error:
+            where = f"{self.checkpoint.path}: its generation config"
+            raise RequestError(f"{where}: {error}; give sampling_params, or generation_config='vllm'") from error
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """The token ids of a conversation under a chat template, up to where the answer begins.
+
+        Args:
+          tools: functions, or their JSON schemas, that the template tells the model of.
+          chat_template: Jinja, in place of the model's own.
+          chat_template_kwargs: more values that the template reads, such as enable_thinking.
+          continue_final_message: leave the last message open, to be gone on with; needs add_generation_prompt=False.
+        """
+        conversation = parse_conversation(messages)
+        if self.tokenizer is None or not (chat_template or self.tokenizer.chat_template):
+            raise RequestError(f"{self.checkpoint.path} has no chat template; give chat_template=, or use generate with a prompt")
+        if add_generation_prompt and continue_final_message:
+            raise RequestError("continue_final_message=True leaves no room for a new message: set add_generation_prompt=False")
+        options = dict(chat_template_kwargs or {}) | {
+            "tools": None if tools is None else list(tools),
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        with self._exclusive():
+            try:
+                return list(self.tokenizer.apply_chat_template(conversation, return_dict=False, tokenize=True, **options))
+            except (TemplateError, TypeError, ValueError, KeyError) as error:
+                raise RequestError(
+                    f"the chat template refuses these messages ({error}): change them, or give chat_template="
+                ) from error
 
     def save(
         self,
@@ -253,8 +341,39 @@ class LLM:
 
     # Requests on their way
 
-    def _request(self, prompt: str | Sequence[int], params: SamplingParams) -> _Request:
-        text, ids = (prompt, self._encode(prompt)) if isinstance(prompt, str) else (None, [int(i) for i in prompt])
+    def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
+        requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
+        with _bar(use_tqdm, len(requests)) as bar:
+            for _ in self._turns(requests, MAX_STEPS):
+                bar.update(sum(request.finished for request in requests) - bar.n)
+        return [request.output() for request in requests]
+
+    def _pieces(self, request: Request) -> Generator[str]:
+        sent = 0
+        with closing(self._turns([request], STREAM_STEPS)) as turns:
+            for _ in turns:
+                text = request.samples[0].settled
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+
+    def _params_for(self, params: ManyParams, count: int) -> list[SamplingParams]:
+        if params is not None:
+            return _per_prompt(params, count)
+        default = self.get_default_sampling_params()
+        changed = from_generation_config(self._generation_defaults)
+        if changed and not self._said_defaults:
+            self._said_defaults = True
+            said = ", ".join(f"{name}={value}" for name, value in changed.items())
+            _LOG.warning("sampling as the model's generation config says: %s; generation_config='vllm' leaves it out", said)
+        return [default] * count
+
+    def _make_requests(self, prompts: list[ParsedPrompt], params: list[SamplingParams]) -> list[Request]:
+        with self._exclusive():
+            return [self._request(*pair) for pair in zip(prompts, params, strict=True)]
+
+    def _request(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
+        ids = self._encode(prompt.text or "") if prompt.ids is None else prompt.ids
         self._check(ids, params)
         room = self.plan.max_model_len - len(ids)
         number, self._requests = self._requests, self._requests + 1
@@ -266,8 +385,8 @@ class LLM:
                 self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, self._stream_seed(params, number, i)
             )
             self._sequences += 1
-            samples.append(_Sample(sequence, self.tokenizer))
-        return _Request(number, text, ids, samples)
+            samples.append(Sample(sequence, self.tokenizer))
+        return Request(number, prompt.text, ids, samples)
 
     def _stream_seed(self, params: SamplingParams, number: int, sample: int) -> int:
         # The leading number keeps the two kinds apart: shorter entropy is filled up with zeros.
@@ -293,95 +412,91 @@ class LLM:
         if params.stops and self.tokenizer is None:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer to find stop strings with; use stop_token_ids")
 
-    def _turns(self, requests: list[_Request], steps: int) -> Generator[None]:
-        """Run the engine until the requests have ended, looking at their texts after each turn."""
+    def _turns(self, requests: list[Request], steps: int) -> Generator[None]:
+        """Run the engine until the requests have ended, looking at their texts after each turn.
+
+        Whoever waits, in whatever thread, runs everybody's sequences; between two turns the lock goes to the next.
+        """
         unfinished = [sample for request in requests for sample in request.samples]
         if any(s.sequence.params.stops for s in unfinished):
             steps = min(steps, 2 * STREAM_STEPS)  # what is decoded past a stop string is wasted
         now = 0 if steps == STREAM_STEPS else steps  # a stream shows its first token at once
         try:
-            for sample in unfinished:
-                self.engine.scheduler.add(sample.sequence)
-            while unfinished:
-                self.engine.turn(now)
-                now = steps
+            with self._exclusive():
                 for sample in unfinished:
-                    sample.update()  # all of them: another stream's turn may have run these too
-                unfinished = [s for s in unfinished if s.sequence.finish_reason is None]
+                    self.engine.scheduler.add(sample.sequence)
+            while unfinished:
+                with self._exclusive():
+                    if not all(sample.finished for sample in unfinished):  # by another's turn
+                        self.engine.turn(now)
+                    now = steps
+                    for sample in unfinished:
+                        sample.update()  # all of them: another stream's turn may have run these too
+                unfinished = [sample for sample in unfinished if not sample.finished]
                 yield
         finally:
             if unfinished:
-                for sample in unfinished:
-                    self.engine.scheduler.cancel(sample.sequence.id)
-                self.engine.drop_cancelled()
+                with self._exclusive():
+                    for sample in unfinished:
+                        self.engine.scheduler.cancel(sample.sequence.id)
+                    self.engine.drop_cancelled()
+
+    # Threads and processes
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One thread at a time. Raises RequestError in a forked process, before it waits for a lock that nobody there holds."""
+        if os.getpid() != self._process:
+            raise RequestError(
+                f"this LLM belongs to process {self._process}, and a forked one has not its devices: make the LLM in the process "
+                "that uses it, and start that with multiprocessing's spawn"
+            )
+        with self._lock:
+            yield
+
+    def _locked(self, results: Iterator[Any]) -> Iterator[Any]:
+        """The results, each made while no other thread queues work on the devices: in another order on each they would wait."""
+        end = object()
+        while True:
+            with self._exclusive():
+                result = next(results, end)
+            if result is end:
+                return
+            yield result
+
+    def __reduce__(self) -> str:
+        raise TypeError("an LLM holds devices and cannot be pickled or copied: make it in the process that uses it")
 
 
-class _Sample:
-    """A sequence of the engine and its text."""
-
-    def __init__(self, sequence: EngineSequence, tokenizer: Any):
-        self.sequence = sequence
-        self.tokenizer = tokenizer
-        params = sequence.params
-        self.text = (
-            None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, params.stops, params.skip_special_tokens)
-        )
-
-    def update(self) -> None:
-        """Decode the tokens that are new; a stop string ends the sequence at the token that completed it."""
-        sequence, text = self.sequence, self.text
-        if text is None:
-            return
-        ended_by_id = sequence.finish_reason == "stop"
-        while text.count < len(sequence.tokens) and text.stopped_by is None:
-            if ended_by_id and text.count == len(sequence.tokens) - 1:
-                text.count += 1  # the stop id itself is no text
-            elif text.push(sequence.tokens[text.count]):
-                del sequence.tokens[text.count :], sequence.logprobs[text.count :]
-                sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
-        if sequence.finish_reason is not None and text.finish():
-            sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
-
-    @property
-    def settled(self) -> str:
-        """The text that can be shown: all of it once the sequence has ended."""
-        assert self.text is not None
-        return self.text.settled if self.sequence.finish_reason is None else self.text.text
-
-    def output(self, index: int) -> CompletionOutput:
-        s = self.sequence
-        logprobs = None if s.params.logprobs is None else [self._named(choices) for choices in s.logprobs]
-        text = "" if self.text is None else self.text.text
-        return CompletionOutput(index, text, list(s.tokens), logprobs, s.finish_reason, s.stop_reason)
-
-    def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
-        if self.tokenizer is None:
-            return choices
-        return {token: replace(choice, decoded_token=self.tokenizer.decode([token])) for token, choice in choices.items()}
+def _arguments() -> list[str]:
+    return [name for name in inspect.signature(LLM).parameters if name != "unknown"]
 
 
-@dataclass(frozen=True)
-class _Request:
-    id: int
-    prompt: str | None
-    ids: list[int]
-    samples: list[_Sample]
-
-    def output(self) -> RequestOutput:
-        return RequestOutput(self.id, self.prompt, self.ids, [s.output(i) for i, s in enumerate(self.samples)])
+def _bar(use_tqdm: Bar, total: int) -> Any:
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    hidden = {} if callable(use_tqdm) else {"disable": None if use_tqdm else True, "leave": False}  # None: where no terminal is
+    return make(total=total, desc="generating", unit="prompt", **hidden)
 
 
-def _as_list(prompts: Prompts) -> list[Any]:
-    """One text, or one list of token ids, is a list of one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    many: list[Any] = list(prompts)
-    return [many] if many and not isinstance(many[0], str) and np.ndim(many[0]) == 0 else many
+def _dtype_name(dtype: Any) -> str | None:
+    """A name, or jax's or numpy's own dtype, as a name; None for what is left to the plan."""
+    if dtype is None or isinstance(dtype, str):
+        return None if dtype in (None, "auto") else _DTYPES.get(dtype, dtype)
+    try:
+        return str(np.dtype(dtype))
+    except TypeError:
+        return str(dtype).removeprefix("torch.")
 
 
-def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise RequestError(f"{len(params)} sampling_params for {count} prompts: give one, or one for each")
-    return list(params)
+def _per_prompt(params: ManyParams, count: int) -> list[SamplingParams]:
+    """One SamplingParams for each prompt, a copy each, so that what the caller changes later changes no request."""
+    if isinstance(params, SamplingParams):
+        return [params.copy()] * count
+    if isinstance(params, Mapping):
+        raise RequestError(f"sampling_params={checks.shown(params)} is a dict: give SamplingParams(**it)")
+    many = checks.items("sampling_params", params, "SamplingParams, or a list of them")
+    if other := [one for one in many if not isinstance(one, SamplingParams)]:
+        raise RequestError(f"sampling_params holds {checks.shown(other[0])}: give SamplingParams, one for each prompt")
+    if len(many) != count:
+        raise RequestError(f"{len(many)} sampling_params for {count} prompts: give one, or one for each")
+    return [one.copy() for one in many]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from jaxllm.requests import Logprob, SamplingParams
+from jaxllm.requests import Logprob
+from jaxllm.sampling_params import SamplingParams
 
 
 @dataclass(eq=False)

@@ -48,10 +48,13 @@ SHARDING_MAY_IMPORT = ("jax", "numpy", "sharding")
 # Host side: neither these nor what they import know of jax.
 WITHOUT_JAX = (
     "jaxllm.buckets",
+    "jaxllm.checks",
     "jaxllm.config",
     "jaxllm.mechanisms",
     "jaxllm.presets",
+    "jaxllm.prompts",
     "jaxllm.requests",
+    "jaxllm.sampling_params",
     "jaxllm.scheduler",
     "jaxllm.trie",
     "sharding.padding",

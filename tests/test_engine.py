@@ -17,7 +17,7 @@ from jaxllm import cache as kv
 from jaxllm import ladder as ladder_module
 from jaxllm.batch import SamplingBatch, TokenBatch
 from jaxllm.engine import Engine
-from jaxllm.requests import SamplingParams
+from jaxllm.sampling_params import SamplingParams
 from jaxllm.scheduler import Sequence
 from jaxllm.steps import MAX_STEPS, Steps
 from sharding.hlo import analyse

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.requests import Logprob, SamplingParams
+from jaxllm.requests import Logprob
+from jaxllm.sampling_params import SamplingParams
 from jaxllm.scheduler import Scheduler, Sequence
 
 
