@@ -105,15 +105,22 @@ def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def pack(llm: LLM, questions: Sequence[Question], *, truncate: bool) -> Packing:
-    """What will run for these questions."""
+def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, truncate: bool) -> Packing:
+    """What will run for those questions that are left, in the steps in which it would run for all of them."""
     requests = [(q.query, [" " + choice for choice in q.choices]) for q in questions]
-    return llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+    packing = llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+    starts = _starts(questions)
+    return packing.only(pair for i in left for pair in range(starts[i], starts[i + 1]))
+
+
+def _starts(questions: Sequence[Question]) -> np.ndarray:
+    """The index of each question's first choice among all choices, and how many there are."""
+    return np.cumsum([0, *(len(q.choices) for q in questions)])
 
 
 def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterator[Answer]:
-    """Answers to the questions that were packed, as they come, by their index among them."""
-    starts = np.cumsum([0, *(len(q.choices) for q in questions)])
+    """Answers to the questions that are left, as they come."""
+    starts = _starts(questions)
     logprobs: dict[int, dict[int, float]] = {}
     for pair, score in llm.scorer.run(packing):
         index = int(np.searchsorted(starts, pair, side="right")) - 1

@@ -7,8 +7,8 @@ stays ahead of the devices: a step's results are fetched when the next ones have
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +75,7 @@ class Scorer:
         rows = [Asked(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
         if self.layout.platform != "cpu":
             rows.sort(key=lambda asked: asked.width)  # few programs, and neighbours in need of the same one
-        return Packing(pairs, names, rows, length)
+        return Packing(pairs, names, rows, length, frozenset(range(len(pairs))))
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
@@ -94,10 +94,11 @@ class Scorer:
             yield from _scores(packing, *step)
 
     def turns(self, packing: Packing) -> list[tuple[list[Asked], Shape]]:
-        """The rows of each step, and its program's shape."""
+        """The rows of each step that scores something wanted, and its program's shape."""
         data = self.layout.data
         steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
-        return [(asked, self._shape(asked, packing.length)) for asked in steps]
+        wanted = [asked for asked in steps if any(i in packing.wanted for one in asked for i in one.row.members)]
+        return [(asked, self._shape(asked, packing.length)) for asked in wanted]
 
     def _shape(self, asked: list[Asked], length: int) -> Shape:
         places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
@@ -152,12 +153,17 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Packing:
-    """Pairs and the rows of `length` tokens that hold them."""
+    """Pairs, the rows of `length` tokens that hold them, and those whose scores are wanted, by their index."""
 
     pairs: Sequence[Pair]
     names: Sequence[str]
     rows: list[Asked]
     length: int
+    wanted: frozenset[int]
+
+    def only(self, pairs: Iterable[int]) -> Packing:
+        """The same steps, but for those that score none of these pairs: what is left has the same bits as in the whole run."""
+        return replace(self, wanted=frozenset(pairs))
 
     def name(self, pair: int) -> str:
         """What errors call it."""
@@ -212,6 +218,8 @@ def _scores(packing: Packing, asked: list[Asked], scored: Any) -> Iterator[tuple
     host: Scored = jax.device_get(scored)
     for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
+            if i not in packing.wanted:
+                continue
             logprobs = logprob.reshape(-1)[found].astype(np.float64)
             if np.isnan(logprobs).any():
                 raise RequestError(

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -78,26 +78,29 @@ def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
 def _score(
     args: argparse.Namespace, llm: LLM, timeline: Timeline, questions: list[Question], left: list[int], results: Results
 ) -> None:
-    asked = [questions[i] for i in left]
     with timeline.phase("tokenise and pack"):
-        packing = pack(llm, asked, truncate=args.truncate)
+        packing = pack(llm, questions, left, truncate=args.truncate)
     print(describe(packing, llm))
     with timeline.phase("compile"):
         llm.scorer.compile(packing)
     with timeline.phase("wait for weights"):
         llm.scorer.params()
-    with timeline.phase("score"), tqdm(total=len(left), unit="question", disable=not sys.stderr.isatty()) as bar:
-        for found in answers(llm, packing, asked):
-            results.add(replace(found, index=left[found.index]), asked[found.index])
+    known = len(questions) - len(left)
+    bar = tqdm(total=len(questions), initial=known, unit="question", disable=not sys.stderr.isatty())
+    with timeline.phase("score"), bar:
+        for found in answers(llm, packing, questions):
+            results.add(found, questions[found.index])
             bar.update()
 
 
 def describe(packing: Packing, llm: LLM) -> str:
-    """What is shared and how full the rows are, in a few lines."""
+    """What is shared, how full the rows are and how many are left, in a few lines."""
     layout = llm.plan.layout
+    left = sum(len(rows) for rows, _ in llm.scorer.turns(packing))
     return (
         f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
-        f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled; layout {layout.name} on "
+        f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled"
+        f"{'' if left == len(packing.rows) else f', {left} of them left'}; layout {layout.name} on "
         f"{layout.mesh.size} devices, {llm.plan.dtype}"
     )
 

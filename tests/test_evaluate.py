@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
 
@@ -33,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def score(folder: Path, *arguments: Any) -> int:
-    return main(["score", str(folder), *map(str, arguments), "--devices", "1"])
+    return main(["score", str(folder), "--devices", "1", *map(str, arguments)])
 
 
 def test_accuracy_is_lm_evals() -> None:
@@ -75,6 +76,26 @@ def test_an_interrupted_run_goes_on(folder: Path, file: Path, tmp_path: Path, ca
     assert len(part.read_text().splitlines()) == 13
     assert score(folder, file, "--output", part) == 0  # nothing is left to do
     assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(("layout", "devices"), [("tensor", 1), ("replicated", 2)])
+def test_an_interrupted_run_gives_the_bits_of_one_go(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, devices: int
+) -> None:
+    rng = np.random.default_rng(0)
+    texts = [[f"{word} " * 5 for word in rng.choice(["alpha", "beta", "gamma", "delta"], 4)] for _ in range(80)]
+    lines = [{"query": "".join(text), "choices": [text[0], "some", text[1] + "more"], "gold": 0} for text in texts]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = ("--layout", layout, "--devices", devices)
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    assert score(folder, file, "--output", whole, *place) == 0
+    first, *kept = whole.read_text().splitlines()
+    for cut in (1, 30, 75):
+        part.write_text("\n".join([first, *kept[:cut]]) + "\n")
+        assert score(folder, file, "--output", part, *place) == 0
+        assert part.read_text().splitlines()[: cut + 1] == [first, *kept[:cut]]
+        assert sorted(part.read_text().splitlines()[1:]) == sorted(kept)  # each question once, its numbers equal to the bit
+    assert "of them left;" in capsys.readouterr().out  # steps that hold nothing new are left out
 
 
 def test_another_runs_results_are_not_continued(
