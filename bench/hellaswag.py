@@ -4,10 +4,11 @@
     python -m bench.hellaswag FILE --config llama-30b --tokenizer tokenizer.model --dtype bfloat16
     python -m bench.hellaswag FILE --config llama-30b --tokenizer tokenizer.model --dtype float16 --layout gathered --on 4xV100
 
-FILE holds JSON lines of "query", "choices" and "gold". Prints what is shared and how it is packed, the time by phase, MFU against
-a measured matmul rate, and the challenge's board. With `--peer`, lm-eval's `hf` model scores the same requests in the same run,
-each side timed without loading and tokenising. With `--on`, nothing is scored: the run is compiled for GPUs that are not here
-and its time predicted. The last line of stdout is one JSON document.
+FILE holds JSON lines of "query", "choices" and "gold"; a space goes before every choice, as in lm-eval's task. Prints what is
+shared and how it is packed, the time by phase, MFU against a measured matmul rate, and the challenge's board. With `--peer`,
+lm-eval's `hf` model scores the same requests in the same run, each side timed without loading and tokenising. With `--on`,
+nothing is scored: the run is compiled for GPUs that are not here and its time predicted. The last line of stdout is one JSON
+document.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Multiple-choice questions -> accuracy, from a file of JSON lines; an interrupted run goes on where it stopped.
 
-A question is `{"query": ..., "choices": [...], "gold": index}`. Each choice is scored after the query and a space. `acc` takes
-the choice with the largest log-probability, `acc_norm` with the largest per character: lm-eval's definitions.
+A question is `{"query": ..., "choices": [...], "gold": index}`. Each choice is scored with a delimiter between it and the query.
+`acc` takes the choice with the largest log-probability, `acc_norm` with the largest per character of the choice, the delimiter
+left out: lm-eval's definitions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from checkpoints.hub import cache_dir
+from jaxllm.delimiter import delimiter_for
 from jaxllm.llm import LLM
 from jaxllm.requests import RequestError
 from jaxllm.score import Packing
@@ -62,20 +64,25 @@ class Accuracy:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a JSON-lines file. Raises RequestError naming the line that is not one."""
-    questions = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                questions.append(_question(line, f"{path}, line {number}"))
+    """Questions of a JSON-lines file in UTF-8. Raises RequestError naming the file, or the line that is no question."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}): name a file with a line of JSON for each question"
+        ) from error
+    lines = enumerate(text.splitlines(), start=1)
+    questions = [_question(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     if not questions:
         raise RequestError(f"{path} holds no questions: give a line of JSON for each")
     return questions
 
 
-def _question(line: str, where: str) -> Question:
+def _question(line: bytes, where: str) -> Question:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where} is not UTF-8 ({error.reason}, byte {error.start + 1}): save the file as UTF-8") from error
     except ValueError as error:
         raise RequestError(f"{where} is not JSON ({error}): correct it") from error
     if not isinstance(value, dict) or not {"query", "choices", "gold"} <= value.keys():
@@ -83,11 +90,19 @@ def _question(line: str, where: str) -> Question:
     query, choices, gold = value["query"], value["choices"], value["gold"]
     if not isinstance(query, str) or not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
         raise RequestError(f'{where}: "query" must be a text and "choices" a list of texts')
+    if not all(map(_is_unicode, [query, *choices])):
+        raise RequestError(
+            f"{where}: a text holds half of a surrogate pair, which is no character: write both halves, or the letter"
+        )
     if not choices or not all(choices):
         raise RequestError(f'{where}: "choices" is empty, or one of them is: give at least one token to score in each')
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise RequestError(f'{where}: "gold" is {gold!r}, which is not the index of one of {len(choices)} choices')
     return Question(query, tuple(choices), gold, where)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
@@ -105,9 +120,9 @@ def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, truncate: bool) -> Packing:
+def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, delimiter: str | None, truncate: bool) -> Packing:
     """What will run for those questions that are left, in the steps in which it would run for all of them."""
-    requests = [(q.query, [" " + choice for choice in q.choices]) for q in questions]
+    requests = [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
     packing = llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
     starts = _starts(questions)
     return packing.only(pair for i in left for pair in range(starts[i], starts[i + 1]))
@@ -160,7 +175,7 @@ class Results:
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path} does not hold results: name another file, or remove it") from error
         if first != run:
-            differing = sorted(key for key in run if not isinstance(first, dict) or first.get(key) != run[key])
+            differing = sorted(key for key in run if not isinstance(first, dict) or key not in first or first[key] != run[key])
             raise RequestError(f"{path} holds another run ({', '.join(differing)} differ): name another file, or remove it")
         self._file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
         self._file.truncate(len(whole))
@@ -224,7 +239,6 @@ def _cleaned(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file of questions, which tells runs apart."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(questions: Sequence[Question]) -> str:
+    """sha256 of the questions, which tells runs apart."""
+    return hashlib.sha256(json.dumps([(q.query, q.choices, q.gold) for q in questions]).encode()).hexdigest()

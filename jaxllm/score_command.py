@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jaxllm.evaluate import Accuracy, Question, Results, accuracy, answers, file_digest, hellaswag, pack, read_questions
+from jaxllm.delimiter import describe as describe_delimiter
+from jaxllm.evaluate import Accuracy, Question, Results, accuracy, answers, digest, hellaswag, pack, read_questions
 from jaxllm.llm import LLM
 from jaxllm.requests import RequestError
 from jaxllm.score import Packing
@@ -41,6 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", help='JSON lines of "query", "choices" and "gold", or "hellaswag" for its validation set from the hub'
     )
+    parser.add_argument(
+        "--delimiter",
+        metavar="TEXT",
+        help="put before every choice, as lm-eval's target_delimiter; taken as it is, so a new line is $'\\n' (default: a space, "
+        "but none where the query is empty or ends in white space or the choice begins with it; for hellaswag a space)",
+    )
     parser.add_argument("--output", type=Path, help="keep answers in this file of JSON lines; an interrupted run goes on from it")
     parser.add_argument(
         "--truncate", action="store_true", help="cut what exceeds the model's context from the left, as lm-eval does"
@@ -56,13 +63,22 @@ def run(args: argparse.Namespace, load: Callable[..., LLM]) -> int:
     with timeline.phase("read"):
         path = hellaswag() if args.file == "hellaswag" else Path(args.file)
         questions = read_questions(path)
+    if args.file == "hellaswag" and args.delimiter is None:
+        args.delimiter = " "  # as lm-eval's task has it, also before endings that begin with a space
     with timeline.phase("open the model"):
         llm = load(args, workload="score", max_num_seqs=1, wait=False)
     plan = llm.plan
-    run = {"model": args.model, "questions": file_digest(path), "dtype": plan.dtype, "truncate": args.truncate}
+    run = {
+        "model": args.model,
+        "questions": digest(questions),
+        "delimiter": args.delimiter,
+        "dtype": plan.dtype,
+        "truncate": args.truncate and llm.max_score_len,
+    }
     results = Results(args.output, run)
     done = {kept.index for kept in results.answers}
     left = [i for i in range(len(questions)) if i not in done]
+    print(describe_delimiter([(q.query, choice) for q in questions for choice in q.choices], args.delimiter))
     if done:
         print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
     with contextlib.closing(results):
@@ -79,7 +95,7 @@ def _score(
     args: argparse.Namespace, llm: LLM, timeline: Timeline, questions: list[Question], left: list[int], results: Results
 ) -> None:
     with timeline.phase("tokenise and pack"):
-        packing = pack(llm, questions, left, truncate=args.truncate)
+        packing = pack(llm, questions, left, delimiter=args.delimiter, truncate=args.truncate)
     print(describe(packing, llm))
     with timeline.phase("compile"):
         llm.scorer.compile(packing)

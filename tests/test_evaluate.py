@@ -62,6 +62,51 @@ def test_the_command_scores_as_the_library_does(
     assert "after sharing" in printed and "filled" in printed
 
 
+@pytest.mark.parametrize(
+    ("options", "joints", "said"),
+    [
+        ([], [["", " "], ["", ""], ["", ""]], "a space before 1 of 6 choices; none before 1 (the choice begins"),
+        (["--delimiter", ""], [["", ""]] * 3, "'' before each of 6 choices"),
+        (["--delimiter", "\n- "], [["\n- ", "\n- "]] * 3, r"'\n- ' before each of 6 choices"),
+    ],
+)
+def test_choices_in_lm_evals_own_form_get_no_second_space(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], joints: Any, said: str
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"query": "Is it so? Answer:", "choices": [" A", "B"], "gold": 0},
+        {"query": "", "choices": ["A", " B"], "gold": 0},
+        {"query": "Answer:\n", "choices": ["A", "北京"], "gold": 0},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "answers.jsonl"
+    assert score(folder, file, "--output", output, *options) == 0
+    assert f"delimiter: {said}" in capsys.readouterr().out
+    first, *kept = map(json.loads, output.read_text().splitlines())
+    assert first["delimiter"] == (options[1] if options else None)
+    asked = [
+        (line["query"], [joint + choice for joint, choice in zip(of_line, line["choices"], strict=True)])
+        for line, of_line in zip(lines, joints, strict=True)
+    ]
+    for line, found in zip(sorted(kept, key=lambda line: line["index"]), LLM(folder, devices=1).score(asked), strict=True):
+        assert line["logprobs"] == pytest.approx([s.logprob for s in found], abs=1e-4)
+
+
+def test_runs_of_other_delimiters_do_not_mix(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    assert score(folder, file, "--output", output) == 0
+    assert score(folder, file, "--output", output, "--delimiter", " ") == 1
+    assert "holds another run (delimiter differ)" in capsys.readouterr().err
+    first, *kept = output.read_text().splitlines(keepends=True)
+    run = json.loads(first)
+    del run["delimiter"]  # as written before there was one
+    output.write_text("".join([json.dumps(run) + "\n", *kept]))
+    assert score(folder, file, "--output", output) == 1
+    assert "holds another run (delimiter differ)" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_goes_on(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     assert score(folder, file, "--output", whole) == 0
@@ -128,6 +173,30 @@ def test_a_malformed_line_is_named(file: Path, line: str, said: str) -> None:
     with pytest.raises(RequestError, match="line 2") as error:
         read_questions(file)
     assert said in str(error.value)
+
+
+def test_a_file_with_byte_order_marks_is_read(file: Path) -> None:
+    line = json.dumps(LINES[0], ensure_ascii=False).encode()
+    file.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\xef\xbb\xbf" + line + b"\n")  # two files, put together
+    assert [q.query for q in read_questions(file)] == [LINES[0]["query"]] * 2
+
+
+def test_what_is_no_text_is_named(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = json.dumps(LINES[0]).encode()
+    for content, said in [
+        (good + b"\n" + good.replace(b"yes", b"caf\xe9"), f"{file}, line 2 is not UTF-8 (invalid continuation byte, byte "),
+        (good.decode().encode("utf-16"), f"{file}, line 1 is not UTF-8 (invalid start byte, byte 1): save the file as UTF-8"),
+        (good.replace(b"yes", rb"\ud83d"), f"{file}, line 1: a text holds half of a surrogate pair"),
+        (b"\n\n", f"{file} holds no questions"),
+    ]:
+        file.write_bytes(content)
+        assert score(folder, file) == 1
+        assert capsys.readouterr().err.startswith(f"jaxllm: {said}")
+    for path, said in [(tmp_path, "Is a directory"), (tmp_path / "absent", "No such file or directory")]:
+        assert score(folder, path) == 1
+        assert capsys.readouterr().err == (
+            f"jaxllm: {path} cannot be read ({said}): name a file with a line of JSON for each question\n"
+        )
 
 
 def test_a_question_too_long_is_refused_or_truncated(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

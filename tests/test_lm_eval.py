@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
 
+from jaxllm.cli import main
+from jaxllm.delimiter import delimiter_for
+from jaxllm.evaluate import Answer, Question, accuracy
+
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")
 pytest.importorskip("torch", reason="lm-eval's own model needs torch: pip install -e '.[reference]'")
 
@@ -44,33 +48,43 @@ metric_list:
 }
 
 
-def write_tasks(folder: Path) -> Path:
-    lines = [
-        {
-            "query": f"question {i % 3} ",
-            "choices": ["one", "two", f"{i} or more"],
-            "gold": i % 3,
-            "text": f"a text of {i} words " * 9,
-        }
-        for i in range(9)
-    ]
+LINES: list[dict[str, Any]] = [
+    {
+        "query": f"question {i % 3} ",
+        "choices": ["one", "two", f"{i} or more"],
+        "gold": i % 3,
+        "text": f"a text of {i} words " * 9,
+    }
+    for i in range(9)
+]
+
+
+def write_tasks(folder: Path, tasks: dict[str, str], lines: list[dict[str, Any]]) -> Path:
+    """Tasks by name, over these lines of data.jsonl."""
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, body in TASKS.items():
+    for name, body in tasks.items():
         where = f"dataset_path: json\ndataset_kwargs: {{data_files: {{validation: {folder / 'data.jsonl'}}}}}\n"
         where += "validation_split: validation\n"
         (folder / f"{name}.yaml").write_text(f"task: {name}\n{where}{body}metadata: {{version: 1.0}}\n")
     return folder
 
 
-def evaluate(tasks: Path, output: Path, *arguments: str) -> tuple[dict[str, Any], list[Any]]:
-    """lm-eval in a process of its own -> its results by task, and the answers it had of the model."""
+def evaluate(tasks: Path, output: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """lm-eval in a process of its own -> its results by task, and its samples by task."""
+    names = [file.stem for file in tasks.glob("*.yaml")]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(output / "home"), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", *arguments, "--include_path", str(tasks), "--tasks", ",".join(TASKS), "--log_samples"]
+    command = [sys.executable, "-m", *arguments, "--include_path", str(tasks), "--tasks", ",".join(names), "--log_samples"]
     done = subprocess.run([*command, "--output_path", str(output)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     [results] = output.glob("**/results*.json")
-    samples = [json.loads(line) for file in sorted(output.glob("**/samples*.jsonl")) for line in file.read_text().splitlines()]
-    return json.loads(results.read_text())["results"], [sample["resps"] for sample in samples]
+    samples = {}
+    for name in names:
+        [file] = output.glob(f"**/samples_{name}_*.jsonl")
+        samples[name] = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    return json.loads(results.read_text())["results"], samples
+
+
+HF = ("lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "4")
 
 
 @pytest.mark.slow
@@ -78,20 +92,19 @@ def test_lm_eval_reports_what_it_reports_of_hf(tmp_path: Path) -> None:
     # A context of 64: the rolling windows of longer texts are several.
     sizes = {"vocab_size": 258, "max_position_embeddings": 64, "bos_token_id": 256, "eos_token_id": 257}
     model = write_tokenizer(write_tiny(tmp_path / "model", **sizes))
-    tasks = write_tasks(tmp_path)
+    tasks = write_tasks(tmp_path, TASKS, LINES)
     args = f"pretrained={model},dtype=float32"
-    ours, our_answers = evaluate(
+    ours, our_samples = evaluate(
         tasks, tmp_path / "ours", "jaxllm.integrations.lm_eval", "--model", "jaxllm", "--model_args", args + ",virtual_devices=2"
     )
-    theirs, their_answers = evaluate(
-        tasks, tmp_path / "theirs", "lm_eval", "--model", "hf", "--model_args", args, "--device", "cpu", "--batch_size", "4"
-    )
+    theirs, their_samples = evaluate(tasks, tmp_path / "theirs", *HF, "--model_args", args)
     assert set(ours) == set(TASKS)
     for task in TASKS:
         for metric, value in theirs[task].items():
             assert ours[task][metric] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (task, metric)
-    for mine, other in zip(our_answers, their_answers, strict=True):
-        assert same(mine, other), (mine, other)
+    for task in TASKS:
+        for mine, other in zip(our_samples[task], their_samples[task], strict=True):
+            assert same(mine["resps"], other["resps"]), (mine, other)
 
 
 def same(mine: Any, other: Any) -> bool:
@@ -102,3 +115,50 @@ def same(mine: Any, other: Any) -> bool:
         return float(mine) == pytest.approx(float(other), abs=1e-3)
     except ValueError:
         return bool(mine == other)
+
+
+# A file in lm-eval's own form, one with bare letters, queries that are empty or end in white space, and scripts without spaces.
+JOINTS: list[dict[str, Any]] = [
+    {"query": query, "choices": choices, "gold": i % 2}
+    for i, (query, choices) in enumerate(
+        (query, choices)
+        for query in ("Is it so? Answer:", "Is it so? ", "So it is\n", "", "\u9996\u90fd\u662f")
+        for choices in (["A", "B"], [" A", " Bcd"], ["\u5317\u4eac", "\u6771\u4eac\u90fd", " \u4eac"], [" mixed", "forms"])
+    )
+]
+DELIMITERS = {"space": " ", "bare": "", "line": "\n"}
+
+
+@pytest.mark.slow
+def test_score_puts_before_choices_what_lm_eval_does(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 258, "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257}
+    model = write_tokenizer(write_tiny(tmp_path / "model", **sizes))
+    bodies = {name: f"{TASKS['choice']}target_delimiter: {json.dumps(text)}\n" for name, text in DELIMITERS.items()}
+    tasks = write_tasks(tmp_path, bodies, JOINTS)
+    _, samples = evaluate(tasks, tmp_path / "theirs", *HF, "--model_args", f"pretrained={model},dtype=float32")
+    theirs = {
+        DELIMITERS[name]: [[float(logprob) for [[logprob, _]] in sample["resps"]] for sample in found]
+        for name, found in samples.items()
+    }
+    for name, text in DELIMITERS.items():
+        ours = scored(model, tasks / "data.jsonl", tmp_path / name, "--delimiter", text)
+        assert_close(ours, theirs[text])
+        for i, sample in enumerate(samples[name]):
+            question = Question(JOINTS[i]["query"], tuple(JOINTS[i]["choices"]), JOINTS[i]["gold"], "")
+            found = accuracy([question], [Answer(0, ours[i], 0)])
+            assert (found.acc, found.acc_norm) == (sample["acc"], sample["acc_norm"])
+    picked = [[delimiter_for(line["query"], choice, None) for choice in line["choices"]] for line in JOINTS]
+    expected = [[theirs[text][i][j] for j, text in enumerate(texts)] for i, texts in enumerate(picked)]
+    assert_close(scored(model, tasks / "data.jsonl", tmp_path / "default"), expected)
+
+
+def scored(model: Path, file: Path, output: Path, *options: str) -> list[list[float]]:
+    """Log-probabilities that `jaxllm score` keeps, by question."""
+    assert main(["score", str(model), str(file), "--output", str(output), "--devices", "1", *options]) == 0
+    _, *lines = map(json.loads, output.read_text().splitlines())
+    return [line["logprobs"] for line in sorted(lines, key=lambda line: line["index"])]
+
+
+def assert_close(ours: list[list[float]], theirs: list[list[float]]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
