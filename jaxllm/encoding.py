@@ -18,10 +18,18 @@ from jaxllm.score import Pair
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """Encodes texts with a transformers tokenizer; `prefix` stands for an empty context."""
+    """Encodes texts with a transformers tokenizer; `prefix` stands for an empty context.
+
+    `bos`: do texts start with the beginning-of-sequence token, and have no other special one; None: as the tokenizer has it.
+    """
 
     tokenizer: Any
     prefix: int
+    bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.bos and self.tokenizer.bos_token_id is None:
+            raise RequestError("add_bos_token=True, and the tokenizer has no such token: leave it out")
 
     @classmethod
     def of(cls, tokenizer: Any) -> PairEncoder:
@@ -44,9 +52,10 @@ class PairEncoder:
         ids: list[list[int]] = [[] for _ in texts]
         for flag in set(special):
             chosen = [i for i, has in enumerate(special) if has == flag]
-            keywords = {"add_special_tokens": False} if flag else {}
+            keywords = {"add_special_tokens": False} if flag or self.bos is not None else {}
+            start = [self.tokenizer.bos_token_id] if self.bos and not flag else []
             for i, encoded in zip(chosen, self._batch([texts[i] for i in chosen], **keywords), strict=True):
-                ids[i] = encoded
+                ids[i] = start + encoded
         return ids
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,8 @@ def evaluate(tasks: Path, output: Path, *arguments: str) -> tuple[dict[str, Any]
     return json.loads(results.read_text())["results"], samples
 
 
+# What commands for `hf` hold too, and what they do not.
+OF_HF = ",trust_remote_code=True,parallelize=True,device_map=auto,max_batch_size=8,enable_thinking=False,virtual_devices=2"
 HF = ("lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "4")
 
 
@@ -93,9 +97,9 @@ def test_lm_eval_reports_what_it_reports_of_hf(tmp_path: Path) -> None:
     sizes = {"vocab_size": 258, "max_position_embeddings": 64, "bos_token_id": 256, "eos_token_id": 257}
     model = write_tokenizer(write_tiny(tmp_path / "model", **sizes))
     tasks = write_tasks(tmp_path, TASKS, LINES)
-    args = f"pretrained={model},dtype=float32"
+    args = f"pretrained={model},dtype=auto"
     ours, our_samples = evaluate(
-        tasks, tmp_path / "ours", "jaxllm.integrations.lm_eval", "--model", "jaxllm", "--model_args", args + ",virtual_devices=2"
+        tasks, tmp_path / "ours", "jaxllm.integrations.lm_eval", "--model", "jaxllm", "--model_args", args + OF_HF
     )
     theirs, their_samples = evaluate(tasks, tmp_path / "theirs", *HF, "--model_args", args)
     assert set(ours) == set(TASKS)
@@ -115,6 +119,16 @@ def same(mine: Any, other: Any) -> bool:
         return float(mine) == pytest.approx(float(other), abs=1e-3)
     except ValueError:
         return bool(mine == other)
+
+
+def test_lm_eval_finds_the_model_where_it_reads_entry_points() -> None:
+    from lm_eval.api.registry import Registry
+
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
+    registry = Registry("model")
+    for name, value in declared["lm_eval.models"].items():
+        registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))
+    assert registry.get("jaxllm").__name__ == "JaxLM"
 
 
 # A file in lm-eval's own form, one with bare letters, queries that are empty or end in white space, and scripts without spaces.

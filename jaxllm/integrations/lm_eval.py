@@ -2,8 +2,9 @@
 
     python -m jaxllm.integrations.lm_eval --model jaxllm --model_args pretrained=MODEL,layout=tensor --tasks hellaswag
 
-Importing this module registers the type for `lm_eval.simple_evaluate(model="jaxllm", ...)` too. Model arguments are those of
-`LLM` (`pretrained` for its model), `virtual_devices`, and `max_length`, `max_gen_toks` and `prefix_token_id` as `hf` has them.
+`lm_eval --model jaxllm` is enough where the harness reads other packages' entry points; 0.4.13 knows its own models alone, and
+nothing can tell it of another. Importing this module registers the type for `lm_eval.simple_evaluate(model="jaxllm", ...)` too.
+Model arguments are those of `LLM` (`pretrained` for its model), `virtual_devices`, and those of `hf`: see `hf_arguments`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from jaxllm import LLM, RequestError, SamplingParams, virtual_cpu_devices
 from jaxllm.encoding import PairEncoder
+from jaxllm.integrations.hf_arguments import llm_options
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "min_tokens")
 WITHOUT_EFFECT = ("do_sample", "use_cache")
@@ -34,23 +36,30 @@ class JaxLM(TemplateLM):
         self,
         pretrained: str,
         *,
-        batch_size: int | str = "auto",  # packing takes its place
-        device: str | None = None,  # jax has chosen
         max_length: int | None = None,
         max_gen_toks: int = 256,
         prefix_token_id: int | None = None,
+        add_bos_token: bool | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        enable_thinking: bool | None = None,
         virtual_devices: int | None = None,
         **options: Any,
     ):
         super().__init__()
+        options = llm_options(options)
         if virtual_devices:
             virtual_cpu_devices(int(virtual_devices))
-        self.llm = LLM(pretrained, max_model_len=max_length, **options)
+        if max_length is not None:
+            options["max_model_len"] = max_length
+        self.llm = LLM(pretrained, **options)
         if self.llm.tokenizer is None:
             raise RequestError(f"{pretrained} has no tokenizer, and lm-eval asks in texts: add one to it")
         self.tokenizer = self.llm.tokenizer
-        encoder = self.llm.pair_encoder
-        self.encoder = encoder if prefix_token_id is None else PairEncoder(self.tokenizer, int(prefix_token_id))
+        prefix = self.llm.pair_encoder.prefix if prefix_token_id is None else int(prefix_token_id)
+        self.encoder = PairEncoder(self.tokenizer, prefix, add_bos_token)
+        self.template_args = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self.template_args["enable_thinking"] = enable_thinking
         self.max_gen_toks = int(max_gen_toks)
         self._rank, self._world_size = 0, 1
 
@@ -82,6 +91,7 @@ class JaxLM(TemplateLM):
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.template_args,
             )
         )
 
