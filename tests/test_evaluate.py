@@ -92,6 +92,24 @@ def test_choices_in_lm_evals_own_form_get_no_second_space(
         assert line["logprobs"] == pytest.approx([s.logprob for s in found], abs=1e-4)
 
 
+def test_hellaswag_has_the_delimiter_of_lm_evals_task(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(json.dumps({"query": "Roof:", "choices": [" How", "x"], "gold": 0}) + "\n")
+    monkeypatch.setattr("jaxllm.score_command.hellaswag", lambda: file)
+    assert score(folder, "hellaswag") == 0
+    assert "delimiter: ' ' before each of 2 choices" in capsys.readouterr().out
+
+
+def test_truncated_runs_of_other_lengths_do_not_mix(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, code in ((32, 0), (32, 0), (24, 1)):
+        options = ("--truncate", "--max-model-len", length, "--output", tmp_path / "answers.jsonl")
+        assert score(folder, file, *options) == code
+    assert "holds another run (truncate differ)" in capsys.readouterr().err
+
+
 def test_runs_of_other_delimiters_do_not_mix(
     folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
