@@ -18,9 +18,7 @@ from jaxllm.integrations.hf_arguments import llm_options
 @pytest.mark.parametrize(
     ("arguments", "options", "said"),
     [
-        ({"dtype": "auto"}, {"dtype": None}, ""),
-        ({"dtype": None}, {"dtype": None}, ""),
-        ({"dtype": "bfloat16", "revision": "main", "tokenizer": "other"}, None, ""),
+        ({"dtype": "auto", "revision": "main", "tokenizer": "other"}, None, ""),
         ({"batch_size": "auto:4", "max_batch_size": 64, "use_fast_tokenizer": False}, {}, ""),
         ({"trust_remote_code": False, "parallelize": False, "load_in_4bit": False, "peft": None, "subfolder": ""}, {}, ""),
         ({"trust_remote_code": True}, {}, "trust_remote_code=True has no effect: no code that comes with a model is ever run"),
@@ -37,11 +35,6 @@ def test_arguments_are_kept_translated_or_dropped(
         assert llm_options(arguments) == (arguments if options is None else options)
     assert len(caplog.messages) == bool(said)
     assert said in "".join(caplog.messages)
-
-
-def test_a_dtype_of_torch_is_its_name() -> None:
-    torch = pytest.importorskip("torch")
-    assert llm_options({"dtype": torch.bfloat16}) == {"dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,4 @@ def llm_options(arguments: dict[str, Any]) -> dict[str, Any]:
     if asked.get("backend", "causal") not in ("causal", "default"):
         raise RequestError(f"backend={asked['backend']}: jaxllm runs decoders alone; leave it out")
     known = {*SILENT, *WITHOUT_EFFECT, *INSTEAD, "backend"}
-    options = {name: value for name, value in arguments.items() if name not in known}
-    if "dtype" in options:
-        options["dtype"] = _dtype(options["dtype"])
-    return options
-
-
-def _dtype(value: Any) -> str | None:
-    """A name, or torch's object of that name; `auto` is LLM's None."""
-    name = str(value).removeprefix("torch.")
-    return None if value is None or name == "auto" else name
+    return {name: value for name, value in arguments.items() if name not in known}

@@ -2,9 +2,10 @@
 
     python -m jaxllm.integrations.lm_eval --model jaxllm --model_args pretrained=MODEL,layout=tensor --tasks hellaswag
 
-`lm_eval --model jaxllm` is enough where the harness reads other packages' entry points; 0.4.13 knows its own models alone, and
-nothing can tell it of another. Importing this module registers the type for `lm_eval.simple_evaluate(model="jaxllm", ...)` too.
-Model arguments are those of `LLM` (`pretrained` for its model), `virtual_devices`, and those of `hf`: see `hf_arguments`.
+`lm_eval --model jaxllm` is enough where the harness reads other packages' entry points, since September 2026; 0.4.13 knows its
+own models alone, and nothing can tell it of another. Importing this module registers the type for
+`lm_eval.simple_evaluate(model="jaxllm", ...)` too. Model arguments are those of `LLM` (`pretrained` for its model),
+`virtual_devices`, and those of `hf`: see `hf_arguments`.
 """
 
 from __future__ import annotations
