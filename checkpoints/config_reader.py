@@ -21,13 +21,24 @@ _LARGEST_FLOAT = sys.float_info.max
 class ConfigReader:
     """A dictionary that must be read to its last key.
 
-    Each key is taken, ignored because it cannot change what the model computes, or accepted at one value alone;
-    `finish` then refuses what is left. Every method raises CheckpointError with `where` and the key.
+    Each key is taken, ignored because it cannot change what the model computes, or accepted at one value alone; what is `left`
+    then is for `finish` to refuse, or for `checkpoints.families.judge`. Every method raises CheckpointError with `where` and the
+    key.
+
+    Attributes:
+      unread: keys of dictionaries within this one that are accepted although nobody reads them.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self._left = dict(values)
         self.where = where
+        self.unread: list[str] = []
+
+    def part(self, values: Mapping[str, Any], name: str = "") -> ConfigReader:
+        """A reader of a dictionary within this one; what it leaves unread is this one's."""
+        part = ConfigReader(values, f"{self.where}: {name}" if name else self.where)
+        part.unread = self.unread
+        return part
 
     def required(self, key: str, kind: type[T]) -> T:
         """The value of `key`, which must be there."""
@@ -76,6 +87,11 @@ class ConfigReader:
             raise CheckpointError(f"{self.where}: `{key}` is {value}; it must be at least 1, or null")
         return value
 
+    @property
+    def left(self) -> set[str]:
+        """Keys that have not been read."""
+        return set(self._left)
+
     def has(self, key: str) -> bool:
         """Whether `key` is there and has not been read."""
         return key in self._left
@@ -93,12 +109,21 @@ class ConfigReader:
         """Ignore every key that starts so."""
         self.ignore(*[key for key in self._left if key.startswith(prefix)])
 
+    def ignore_at(self, **values: Any) -> None:
+        """Accept these keys at these values without a word; at others they are left."""
+        self.ignore(*[key for key, value in values.items() if key in self._left and _equal(self._left[key], value)])
+
+    def leave_unread(self, name: str) -> None:
+        """Accept whatever has not been read, as keys of `name` that nobody reads."""
+        self.unread += [f"{name}.{key}" for key in sorted(self._left)]
+        self._left.clear()
+
     def default(self, key: str, *values: Any) -> None:
         """Accept `key` at these values alone: any other asks for something this package does not do."""
         if key not in self._left:
             return
         given = self._left.pop(key)
-        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in values):
+        if not any(_equal(given, value) for value in values):
             supported = " or ".join(repr(value) for value in values)
             raise CheckpointError(f"{self.where}: `{key}` is {given!r}, and only {supported} is supported")
 
@@ -119,6 +144,24 @@ class ConfigReader:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise CheckpointError(f"{self.where}: `{key}` is {value!r}, which is not of type {kind.__name__}")
         return value
+
+
+def _equal(given: Any, value: Any) -> bool:
+    """A bool is no number, though Python's equal one."""
+    return bool(given == value) and isinstance(given, bool) == isinstance(value, bool)
+
+
+def overlaid(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides` laid over them: a mapping within is laid over that of its key, the rest takes its place."""
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise CheckpointError(f"hf_overrides is {overrides!r}; give a mapping from keys of config.json to values")
+    merged = dict(values)
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            old = values.get(key)
+            value = overlaid(old if isinstance(old, Mapping) else {}, value)
+        merged[key] = value
+    return merged
 
 
 def read_json(path: Path) -> dict[str, Any]:

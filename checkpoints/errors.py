@@ -12,11 +12,14 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str):
-        if len(message) > _LONGEST:
-            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
-        if not message.isprintable():
-            message = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in message)
-        super().__init__(message)
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message that may quote a stranger, printable and not too long."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    return message if message.isprintable() else "".join(x if x.isprintable() else ascii(x)[1:-1] for x in message)
 
 
 def listed(names: list[str], limit: int = 8) -> str:

@@ -433,7 +433,7 @@ def _write_folder(folder: Path) -> None:
 
 
 def _write_config(folder: Path) -> None:
-    from checkpoints.families.hf_common import NO_EFFECT, PRETRAINED_DEFAULTS
+    from checkpoints.families.hf_common import NO_EFFECT
 
     write_tiny(folder, **SMALL)
     (folder / "model.safetensors").unlink()
@@ -442,7 +442,8 @@ def _write_config(folder: Path) -> None:
             "mscale_all_dim": 0.5, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None, "truncate": True}  # fmt: skip
     more = {"rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "rope_parameters": rope, "rope_theta": 1e4}
     values |= more | {"eos_token_id": [1, 2], "attention_bias": False, "mlp_bias": False, "torch_dtype": "float16"}
-    values |= dict(list(PRETRAINED_DEFAULTS.items())[:4]) | {NO_EFFECT[0]: 1, "quantization_config": None}
+    values |= {"chunk_size_feed_forward": 0, "is_causal": True, "temperature": 0.6, "unk_token_id": 0, "sliding_window": None}
+    values |= {NO_EFFECT[0]: 1, "quantization_config": None}
     (folder / "config.json").write_text(json.dumps(values))
 
 

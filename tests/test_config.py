@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from transformers import LlamaConfig
 from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
 from checkpoints.families import read_hf
-from checkpoints.families.hf_common import NO_EFFECT, PRETRAINED_DEFAULTS
+from checkpoints.families.hf_common import NO_EFFECT
 from jaxllm.config import ModelConfig, RopeConfig
 from jaxllm.presets import PRESETS
 from jaxllm.rope import inverse_frequencies
@@ -153,18 +157,99 @@ def test_llama_30bs_published_config_is_the_preset() -> None:
 
 def _with_context(config: ModelConfig, length: int) -> ModelConfig:
     """A reader states the trained context, which presets leave out for the default rope: it is not read there."""
-    from dataclasses import replace
-
     assert config.rope is not None
     return replace(config, rope=replace(config.rope, original_max_position=length))
 
 
-def test_every_common_key_is_accepted_at_its_default_and_refused_elsewhere() -> None:
-    assert read(**PRETRAINED_DEFAULTS, **{key: "anything" for key in NO_EFFECT if key != "model_type"}) == read()
-    for key, value in PRETRAINED_DEFAULTS.items():
-        other = (not value) if isinstance(value, bool) else 17
-        with pytest.raises(CheckpointError, match=f"config.json: `{key}` is {other}"):
-            read(**{key: other})
+def test_keys_without_effect_are_accepted_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert read(**{key: "anything" for key in NO_EFFECT if key != "model_type"}, quantization_config=None) == read()
+    assert not caplog.records
+
+
+def test_a_plain_config_needs_no_transformers() -> None:
+    """Its config classes take seconds to import where torch is installed."""
+    program = f"""
+import sys
+from checkpoints.families import read_hf
+read_hf({SMALL}, "")
+assert not any(name.split(".")[0] in ("torch", "transformers") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_keys_of_generation_are_accepted_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    generation = {"max_length": 4096, "temperature": 0.6, "do_sample": True, "top_k": 7, "repetition_penalty": 1.1,
+                  "num_beams": 4, "suppress_tokens": [1], "decoder_start_token_id": 1}  # fmt: skip
+    assert read(**generation) == read()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other"),
+    [
+        ("chunk_size_feed_forward", 0, 17),
+        ("is_encoder_decoder", False, True),
+        # What transformers asks of configs whose class does not define it.
+        ("is_causal", True, False),
+        ("layer_types", None, ["sliding_attention"] * 2),
+        ("text_config", None, {"hidden_size": 8}),
+        # What would change the class itself.
+        ("per_layer_config", None, {"0": {"num_attention_heads": 3}}),
+        ("attribute_map", None, {"num_hidden_layers": "n"}),
+        ("to_dict", None, 1),
+    ],
+)
+def test_what_transformers_reads_is_accepted_at_its_default_alone(
+    key: str, default: Any, other: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read(**{key: default}) == read()
+    assert not caplog.records
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json: `{key}` is {other!r}, and only {default} is supported")):
+        read(**{key: other})
+
+
+def test_what_transformers_does_not_read_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    rope = {"type": "linear", "factor": 2, "finetuned": True, "attn_factor": 1.0}
+    extra = {"zzz": 1, "unk_token_id": 0, "bias": True, "rotary": True, "\x1b[31m": "\n"}
+    assert read(**extra, rope_scaling=rope) == read(rope_scaling={"type": "linear", "factor": 2})
+    assert [record.getMessage() for record in caplog.records] == [
+        r"config.json: ignored, for transformers' llama reads no such keys: \x1b[31m, bias, rotary, unk_token_id, zzz, "
+        "rope_scaling.attn_factor, rope_scaling.finetuned"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({"sliding_window": 128}, 128),  # of a class without one, whose cache obeys it all the same
+        ({"attention_chunk_size": 512, "sliding_window": 700}, 512),
+        ({"dual_chunk_attention_config": {"chunk_size": 2048, "local_size": 128}}, 1920),
+        ({"dual_chunk_attention_config": {"chunk_size": 2048, "original_max_position_embeddings": 1000}}, 1000),
+    ],
+)
+def test_what_matters_beyond_a_length_cuts_the_context(
+    changes: dict[str, Any], length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read(**changes) == replace(read(), max_position=length)
+    assert f"matter beyond {length} tokens, and is not supported: the model opens for {length} in place of" in caplog.text
+    caplog.clear()
+    assert read(**changes, max_position_embeddings=length) == read(max_position_embeddings=length)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("quantization_config", {"quant_method": "gptq"}, "gptq) is not supported: the weights are quantised as GPTQ"),
+        ("quantization", {"group_size": 64, "bits": 4}, "MLX) is not supported: the weights are quantised as MLX"),
+        ("quant_method", "bitsandbytes", "bitsandbytes) is not supported: the weights are quantised as bitsandbytes"),
+        ("compression_config", {"quant_method": "compressed-tensors"}, "compressed-tensors) is not supported"),
+    ],
+)
+def test_whatever_speaks_of_quantisation_is_refused_as_that(key: str, value: Any, name: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json: `{key}` ({name}")):
+        read(**{key: value})
+    assert read(**{key: None}) == read()
 
 
 PLAIN_YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
@@ -174,7 +259,9 @@ PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sliding_window": 128, "zzz": 1}, "unknown keys sliding_window, zzz"),
+        ({"sliding_window": 0}, "`sliding_window` is 0; it must be at least 1, or null"),
+        ({"dual_chunk_attention_config": {"chunk_size": 9, "local_size": 9}}, "its chunks leave 0 tokens; correct it"),
+        ({"dual_chunk_attention_config": [1]}, r"`dual_chunk_attention_config` is \[1\], which is not of type dict"),
         ({"vocab_size": "many"}, "`vocab_size` is 'many', which is not of type int"),
         ({"hidden_size": True}, "`hidden_size` is True, which is not of type int"),
         ({"rms_norm_eps": None}, "`rms_norm_eps` is missing"),
@@ -185,15 +272,12 @@ PLAIN_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_
         ({"hidden_act": "relu2"}, "`hidden_act` 'relu2' is not supported; there are silu"),
         ({"dtype": "int8"}, "`dtype` 'int8' is not supported"),
         ({"eos_token_id": "</s>"}, "`eos_token_id` is '</s>', which is neither a token id nor a list"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"`quantization_config` \(gptq\) is not supported"),
-        ({"rope_interleaved": True}, "`rope_interleaved` is True, and only False is supported"),
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
         (
             {"rope_scaling": {"rope_type": "proportional"}},
             "rope type 'proportional' is not supported; there are default, linear",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope parameters: `factor` is missing"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta_fast": 3}}, "unknown keys beta_fast"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is missing"),
         ({"rms_norm_eps": math.nan}, "`rms_norm_eps` is nan, which is not a number to compute with"),
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` is 10+, which is not a number to compute with"),

@@ -31,7 +31,9 @@ from checkpoints.families import (
     smollm3,
     starcoder2,
 )
-from checkpoints.families.refusal import refuse_unknown
+from checkpoints.families.judge import judge
+from checkpoints.families.limits import limited
+from checkpoints.families.refusal import refuse_quantised, refuse_unknown
 from checkpoints.gguf import GGUFSource
 from checkpoints.meta import MetaSource
 from checkpoints.names import Rules
@@ -83,10 +85,11 @@ def read_hf(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, Rules
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         refuse_unknown(values, where, sorted(FAMILIES))
+    refuse_quantised(values, where)
     reader = ConfigReader(values, where)
     try:
-        config = FAMILIES[name].read_config(reader)
-        reader.finish()
+        config = limited(reader, FAMILIES[name].read_config(reader))
+        judge(reader, name)
         return name, config, FAMILIES[name].rules
     except ValueError as error:
         raise _located(error, where) from error

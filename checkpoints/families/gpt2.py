@@ -52,7 +52,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     positions = size("n_positions", "max_position_embeddings", 1024)
     scaled = reader.take("scale_attn_weights", True)
     reader.default("scale_attn_by_inverse_layer_idx", False)
-    reader.ignore("reorder_and_upcast_attn", "attn_pdrop", "n_ctx", "n_special", "predict_special_tokens")
+    reader.ignore("n_ctx", "n_special", "predict_special_tokens")
     reader.ignore_prefix("summary_")
     return ModelConfig(
         **shared,

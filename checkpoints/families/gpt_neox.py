@@ -49,9 +49,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     bias = reader.take("attention_bias", True)
     theta, fraction = reader.take("rotary_emb_base", 1e4), reader.take("rotary_pct", 0.25)
     # Written by some, and read by none where they stand.
-    reader.ignore(
-        "rope_theta", "partial_rotary_factor", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"
-    )
+    reader.ignore("rope_theta", "partial_rotary_factor", "attention_probs_dropout_prob", "hidden_dropout_prob")
+    reader.default("head_dim", hidden // heads, None)  # asked for by the rope, and by nothing else
     return ModelConfig(
         **shared,
         hidden_size=hidden,

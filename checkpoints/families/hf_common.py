@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeVar
 
 from checkpoints.config_reader import ConfigReader
 from checkpoints.errors import CheckpointError
-from checkpoints.families.refusal import refuse_quantised
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Windows = tuple[int | None, ...]
@@ -24,78 +23,47 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
-# Written by older versions of transformers into every config: fine at these values, a different computation at others.
-PRETRAINED_DEFAULTS: dict[str, Any] = {
-    "add_cross_attention": False,
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "decoder_start_token_id": None,
-    "diversity_penalty": 0.0,
-    "do_sample": False,
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "finetuning_task": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "is_causal": True,
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "length_penalty": 1.0,
-    "max_length": 20,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_scores": False,
-    "problem_type": None,
-    "pruned_heads": {},
-    "remove_invalid_values": False,
-    "repetition_penalty": 1.0,
-    "return_dict": True,
-    "return_dict_in_generate": False,
-    "sep_token_id": None,
-    "suppress_tokens": None,
-    "temperature": 1.0,
-    "tf_legacy_loss": False,
-    "tie_encoder_decoder": False,
-    "top_k": 50,
-    "top_p": 1.0,
-    "torchscript": False,
-    "typical_p": 1.0,
-    "use_bfloat16": False,
-}
-# Who wrote the file, how the model was trained, how a Python object prints: nothing a forward pass reads.
+# What no forward pass of a decoder reads: who wrote the file, how the model was trained, what else a pass returns. Keys of
+# published files that no config class defines are among them for their files to open without a word.
 NO_EFFECT = (
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_commit_hash",
+    "_experts_implementation",
     "_name_or_path",
     "_num_labels",
     "architectures",
     "attention_dropout",
     "attn_implementation",
+    "attn_pdrop",
     "auto_map",  # code of its own, which is not run
-    "cache_implementation",
+    "classifier_dropout",
+    "dropout",
     "embd_pdrop",
+    "embedding_dropout",
     "gradient_checkpointing",
     "hidden_dropout",
     "id2label",
+    "init_std",
     "initializer_range",
+    "is_decoder",
     "label2id",
+    "layerdrop",
     "max_sequence_length",
     "model_type",
     "name_or_path",
     "num_labels",
+    "output_attentions",
+    "output_hidden_states",
     "output_router_logits",
     "pad_token_id",
     "prefix",  # of a pipeline's prompts, as are task_specific_params
+    "pretraining_tp",  # splits the products of training differently; the sums are the same
+    "problem_type",
+    "reorder_and_upcast_attn",
     "resid_pdrop",
+    "residual_dropout",
+    "return_dict",
     "router_aux_loss_coef",
     "task_specific_params",
     "tokenizer_class",
@@ -105,16 +73,6 @@ NO_EFFECT = (
     "unsloth_version",
     "use_cache",
 )
-
-
-def read_common(reader: ConfigReader) -> None:
-    """Account for the keys that have nothing to do with the architecture; refuse quantised checkpoints."""
-    quantization = reader.raw("quantization_config")
-    if quantization is not None:
-        refuse_quantised(quantization, reader.where)
-    for key, value in PRETRAINED_DEFAULTS.items():
-        reader.default(key, value)
-    reader.ignore(*NO_EFFECT)
 
 
 def read_decoder(
@@ -154,7 +112,7 @@ def read_decoder(
 
 def decoder_keys(reader: ConfigReader, *, tied: bool = False, bos: int | None = None, eos: int | None = None) -> dict[str, Any]:
     """The part of it whose keys have the same names in all families; and those that have nothing to do with the architecture."""
-    read_common(reader)
+    reader.ignore(*NO_EFFECT)
     begin, stop = (
         token_ids(reader.raw(key) if reader.has(key) else default, reader.where, key)
         for key, default in (("bos_token_id", bos), ("eos_token_id", eos))

@@ -16,9 +16,7 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.MLP)
 def read_config(reader: ConfigReader) -> ModelConfig:
     """Absent keys have transformers' defaults, but for sizes."""
     shared = read_decoder(reader, positions=2048, bos=1, eos=2)
-    reader.default("is_llama_config", True)
-    reader.default("rope_interleaved", False)
-    reader.ignore("pretraining_tp")  # splits the products of training differently; the sums are the same
+    reader.ignore_at(is_llama_config=True, rope_interleaved=False)
     bias = reader.take("attention_bias", False)
     return ModelConfig(
         **shared,

@@ -14,6 +14,5 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.MLP)
 def read_config(reader: ConfigReader) -> ModelConfig:
     """Without the key `sliding_window` it is 4096, as in the first release; null is none."""
     shared = read_decoder(reader, positions=131072, kv_heads=8, bos=1, eos=2)
-    reader.default("layer_types", None)  # with them it is another family to transformers
     window = reader.nullable_size("sliding_window", 4096)
     return ModelConfig(**shared, rope=read_rope(reader, shared["max_position"]), windows=(window,))

@@ -52,7 +52,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     bias = reader.take("enable_bias", True)
     embed = reader.size("word_embed_proj_dim", hidden)
     reader.default("layer_norm_elementwise_affine", True)
-    reader.ignore("dropout", "layerdrop", "init_std", "activation_dropout", "output_projection")
+    reader.ignore("activation_dropout", "output_projection")
     return ModelConfig(
         **shared,
         hidden_size=hidden,

@@ -29,8 +29,7 @@ RULES = tables.table(
 def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_decoder(reader, positions=4096, eps=1e-5, bos=1, eos=32000)
     reader.ignore("attention_bias", "lm_head_bias", "mlp_bias")  # written by some, read by none
-    for key in ("full_attn_mod", "interpolate_factor"):
-        reader.default(key, 1)
+    reader.ignore_at(full_attn_mod=1, interpolate_factor=1)
     window = reader.nullable_size("sliding_window")
     rope = _read_rope(reader, shared["max_position"])
     return ModelConfig(**shared, rope=rope, windows=(window,))
@@ -54,4 +53,4 @@ def _read_rope(reader: ConfigReader, max_position: int) -> RopeConfig:
         for values in (rope, beside):
             values.pop("original_max_position_embeddings", None)
     rope["rope_type"] = "default" if kind == "default" else "longrope"
-    return read_rope(ConfigReader(beside | {"rope_parameters": rope}, reader.where), max_position, fraction=fraction)
+    return read_rope(reader.part(beside | {"rope_parameters": rope}), max_position, fraction=fraction)

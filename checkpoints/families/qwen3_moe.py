@@ -18,8 +18,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     window = reader.nullable_size("sliding_window", 4096)
     used = reader.take("use_sliding_window", False)
     reader.ignore("max_window_layers")
-    for key, value in (("qkv_bias", False), ("shared_expert_intermediate_size", 0), ("use_qk_norm", True)):
-        reader.default(key, value)
+    reader.ignore_at(qkv_bias=False, shared_expert_intermediate_size=0, use_qk_norm=True)
     return ModelConfig(
         **shared,
         rope=read_rope(reader, shared["max_position"]),

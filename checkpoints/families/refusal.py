@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from checkpoints.errors import CheckpointError
@@ -32,11 +33,25 @@ def refuse_unknown(values: dict[str, Any], where: str, known: list[str]) -> NoRe
     raise CheckpointError(f"{where}: architecture {name!r} is not supported; there are: {families}; convert to one of them")
 
 
-def refuse_quantised(quantisation: Any, where: str) -> NoReturn:
-    """Raises CheckpointError for a `quantization_config`."""
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-    name = _FORMATS.get(str(method).lower(), method)
-    raise CheckpointError(
-        f"{where}: `quantization_config` ({method}) is not supported: the weights are quantised as {name}; use those before "
-        "quantisation, whose repository its model card names"
-    )
+def speaks_of_quantisation(key: str) -> bool:
+    """Whether a key of a config says how the weights are quantised, by its name."""
+    return key == "compression_config" or re.search(r"quanti[sz]|(^|_)quant(_|$)", key) is not None
+
+
+def refuse_quantised(values: dict[str, Any], where: str) -> None:
+    """Raises CheckpointError where one of them says that they are: `quantization_config`, MLX's `quantization`."""
+    for key in filter(speaks_of_quantisation, values):
+        if values[key] is not None and values[key] is not False:
+            method = _method(values[key])
+            name = _FORMATS.get(str(method).lower(), method)
+            raise CheckpointError(
+                f"{where}: `{key}` ({method}) is not supported: the weights are quantised as {name}; use those before "
+                "quantisation, whose repository its model card names"
+            )
+
+
+def _method(quantisation: Any) -> Any:
+    """Its name. MLX's has none, but the size of groups."""
+    if not isinstance(quantisation, dict):
+        return quantisation
+    return quantisation.get("quant_method", "MLX" if "group_size" in quantisation else None)

@@ -20,14 +20,16 @@ def read_rope(
 ) -> RopeConfig:
     """Take `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`, from a config.
 
+    Keys that transformers does not read for that kind of rope are left unread.
+
     `fraction`: of each head that turns, where the parameters do not say; None: of a family that turns whole heads.
     """
     theta = reader.take("rope_theta", default_theta)
     reader.default("partial_rotary_factor", 1.0, None)
     # transformers lets a non-empty `rope_scaling` win over `rope_parameters`.
     new = reader.optional("rope_parameters", dict)
-    scaling = reader.optional("rope_scaling", dict) or new or {}
-    rope = ConfigReader(scaling, f"{reader.where}: rope parameters")
+    old = reader.optional("rope_scaling", dict)
+    rope = reader.part(old or new or {}, "rope parameters")
     kind = _kind(rope)
     if kind in ("llama3", "yarn", "longrope"):
         original = rope.optional("original_max_position_embeddings", int) or max_position
@@ -41,7 +43,7 @@ def read_rope(
     else:
         fraction = rope.take("partial_rotary_factor", fraction)
     fields = _KINDS[kind](rope, max_position, original)
-    rope.finish()
+    rope.leave_unread("rope_scaling" if old else "rope_parameters")
     return RopeConfig(theta=theta, original_max_position=original, fraction=fraction or 1.0, **fields)
 
 
@@ -50,11 +52,11 @@ def read_ropes(reader: ConfigReader, max_position: int, theta: float, local_thet
     both = reader.optional("rope_parameters", dict) or {}
     scaling = reader.optional("rope_scaling", dict)
     reader.default("partial_rotary_factor", 1.0, None)
-    kinds = ConfigReader(both, f"{reader.where}: rope parameters")
+    kinds = reader.part(both, "rope parameters")
     far, near = (kinds.optional(kind, dict) or {} for kind in (FULL, SLIDING))
     kinds.finish()
     sides = ((theta, far | (scaling or {})), (local_theta, near))
-    one, other = (ConfigReader({"rope_theta": base, "rope_parameters": side}, reader.where) for base, side in sides)
+    one, other = (reader.part({"rope_theta": base, "rope_parameters": side}) for base, side in sides)
     return read_rope(one, max_position), read_rope(other, max_position)
 
 
@@ -94,7 +96,7 @@ def _kind(rope: ConfigReader) -> str:
 
 
 def _default(rope: ConfigReader, max_position: int, original: int) -> dict[str, Any]:
-    rope.default("factor", 1.0)
+    rope.ignore_at(factor=1.0)
     return {"kind": "default"}
 
 

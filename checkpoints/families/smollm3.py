@@ -15,7 +15,7 @@ RULES = tables.table(*tables.NORMS_BEFORE, *tables.ATTENTION, *tables.MLP)
 def read_config(reader: ConfigReader) -> ModelConfig:
     shared = read_decoder(reader, positions=32768, kv_heads=4, tied=True, bos=128000, eos=128001)
     bias = reader.take("attention_bias", False)
-    reader.ignore("pretraining_tp", "max_window_layers")
+    reader.ignore("max_window_layers")
     roped = _read_roped(reader, shared["num_layers"])
     used = reader.take("use_sliding_window", False)
     window = reader.nullable_size("sliding_window")

@@ -27,9 +27,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         reader, positions=4096, kv_heads=2, activation="gelu_pytorch_tanh", eps_key="norm_epsilon", eps=1e-5, tied=True,
         bos=50256, eos=50256,
     )  # fmt: skip
-    reader.ignore("embedding_dropout", "residual_dropout")
-    reader.default("mlp_type", "default")
-    reader.default("norm_type", "layer_norm")
+    reader.ignore_at(mlp_type="default", norm_type="layer_norm")
     bias, window = reader.take("use_bias", True), reader.nullable_size("sliding_window")
     return ModelConfig(
         **shared,
