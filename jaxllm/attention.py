@@ -46,8 +46,7 @@ class Softmax(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig, layer: Layer) -> Softmax:
-        scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-        return cls(scale, config.attention_cap, layer.window)
+        return cls(layer.attention_scale, config.attention_cap, layer.window)
 
     def capped(self, products: jax.Array) -> jax.Array:
         """Products of queries and keys, capped where they are; still to be multiplied by `rest`."""

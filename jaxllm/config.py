@@ -80,11 +80,13 @@ class Layer(NamedTuple):
       window: how many positions a query sees, its own included; None: all before it.
       rope: None: the layer knows no positions.
       routed: it has experts.
+      attention_scale: what the products of queries and keys are multiplied by.
     """
 
     window: int | None
     rope: RopeConfig | None
     routed: bool
+    attention_scale: float
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class ModelConfig:
     Attributes:
       norm: "rms", rounded to the model's dtype before its scale; "rms_float32", rounded after it; "layer" (Ba et al. 2016).
       norm_offset: added to the scales of norms.
+      norm_affine: norms have scales, and layer norms biases.
       norm_place: of a norm and each half f of a block: "before", x + f(norm(x)); "after", x + norm(f(x)); "around", both;
         "sum", norm(x + f(x)).
       final_norm: a norm before the head.
@@ -106,6 +109,7 @@ class ModelConfig:
       embed_size: of the tables, where a projection stands between them and the decoder; 0: the hidden size.
       qk_norm: "head": of each query and key head; "all": of all query heads together, and all key heads.
       attention_scale: of the scores; None: head_dim ** -0.5.
+      scale_by_depth: the scores of layer i, counted from 0, are divided by i + 1 besides.
       attention_cap, logit_cap: c: scores, or logits, x become c * tanh(x / c); 0: none.
       embedding_scale, residual_scale, logit_scale: what embeddings, each half of a block, and logits are multiplied by.
     """
@@ -130,6 +134,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     norm: Literal["rms", "rms_float32", "layer"] = "rms"
     norm_offset: float = 0.0
+    norm_affine: bool = True
     norm_place: Literal["before", "after", "around", "sum"] = "before"
     final_norm: bool = True
     parallel: bool = False
@@ -144,6 +149,7 @@ class ModelConfig:
     embed_size: int = 0
     qk_norm: Literal["head", "all"] | None = None
     attention_scale: float | None = None
+    scale_by_depth: bool = False
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
@@ -178,7 +184,8 @@ class ModelConfig:
         window, roped = (pattern[i % len(pattern)] for pattern in (self.windows, self.roped))
         rope = self.local_rope if window is not None and self.local_rope is not None else self.rope
         routed = self.experts is not None and self.routed[i % len(self.routed)]
-        return Layer(window, rope if roped else None, routed)
+        scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        return Layer(window, rope if roped else None, routed, scale / (i + 1) if self.scale_by_depth else scale)
 
     @property
     def short_context(self) -> int | None:
@@ -197,7 +204,7 @@ class ModelConfig:
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         biases = self.qkv_bias * (query + 2 * key) + self.out_bias * self.hidden_size
         norms = {None: 0, "head": 2 * self.head_dim, "all": query + key}[self.qk_norm]
-        return self.hidden_size * (2 * query + 2 * key) + biases + norms
+        return self.hidden_size * (2 * query + 2 * key) + biases + self.norm_affine * norms
 
     def ffn_params(self, routed: bool, experts: int | None = None) -> int:
         """Parameters of a block's feed-forward half; with so many of its experts, or all."""
@@ -227,7 +234,7 @@ class ModelConfig:
 
     @property
     def _norm(self) -> int:
-        return self.hidden_size * (2 if self.norm == "layer" else 1)
+        return self.norm_affine * self.hidden_size * (2 if self.norm == "layer" else 1)
 
     @property
     def table_size(self) -> int:

@@ -17,8 +17,8 @@ class Norm(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: str, size: int | None = None):
         size = size or config.hidden_size
-        self.scale = param((size,), (None,), dtype)
-        self.bias = param((size,), (None,), dtype) if config.norm == "layer" else None
+        self.scale = param((size,), (None,), dtype) if config.norm_affine else None
+        self.bias = param((size,), (None,), dtype) if config.norm_affine and config.norm == "layer" else None
         self.kind, self.eps, self.offset = config.norm, config.norm_eps, config.norm_offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -27,6 +27,8 @@ class Norm(nnx.Module):
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        if self.scale is None:
+            return y.astype(x.dtype)
         scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
         if self.kind == "rms":
             # Rounded before the scale, as the reference does: in 16 bits the order shows.
@@ -41,7 +43,7 @@ class NormOfAllHeads(nnx.Module):
     """RMS norm over the numbers of all heads together. `index`: the source of each padded head, or PAD."""
 
     def __init__(self, config: ModelConfig, dtype: str, axis: str, index: tuple[int, ...]):
-        self.scale = param((len(index) * config.head_dim,), (axis,), dtype)
+        self.scale = param((len(index) * config.head_dim,), (axis,), dtype) if config.norm_affine else None
         self.eps = config.norm_eps
         self.size = len(set(index) - {PAD}) * config.head_dim
         # Copies of a head count once.
@@ -53,4 +55,6 @@ class NormOfAllHeads(nnx.Module):
         counts = np.array(self.counts, np.float32).reshape(1, 1, -1, 1)
         total = jnp.sum(y * y * counts, axis=(2, 3), keepdims=True)
         y = y * jax.lax.rsqrt(total / self.size + self.eps)
-        return (y * self.scale[...].astype(jnp.float32).reshape(1, 1, *x.shape[2:])).astype(x.dtype)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(jnp.float32).reshape(1, 1, *x.shape[2:])
+        return y.astype(x.dtype)

@@ -51,7 +51,6 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     hidden, heads = size("n_embd", "hidden_size"), size("n_head", "num_attention_heads")
     positions = size("n_positions", "max_position_embeddings", 1024)
     scaled = reader.take("scale_attn_weights", True)
-    reader.default("scale_attn_by_inverse_layer_idx", False)
     reader.ignore("n_ctx", "n_special", "predict_special_tokens")
     reader.ignore_prefix("summary_")
     return ModelConfig(
@@ -73,4 +72,5 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         gated_mlp=False,
         learned_positions=positions,
         attention_scale=None if scaled else 1.0,
+        scale_by_depth=reader.take("scale_attn_by_inverse_layer_idx", False),
     )

@@ -51,7 +51,6 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     removed = reader.take("_remove_final_layer_norm", False)
     bias = reader.take("enable_bias", True)
     embed = reader.size("word_embed_proj_dim", hidden)
-    reader.default("layer_norm_elementwise_affine", True)
     reader.ignore("activation_dropout", "output_projection")
     return ModelConfig(
         **shared,
@@ -69,6 +68,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
         out_bias=bias,
         mlp_bias=bias,
         norm="layer",
+        norm_affine=reader.take("layer_norm_elementwise_affine", True),
         norm_place="before" if before else "sum",
         final_norm=before and not removed,
         gated_mlp=False,
