@@ -50,11 +50,7 @@ def random_row(seed: int, chunks: list[int], decoded: int, vocab: int) -> Row:
 
 
 def write(factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
-    """A folder as transformers' own class for `model_type` (LLaMA's by default) saves it, once a session for each config.
-
-    Nothing is left at a value that could hide its absence: norms are not 1, biases not 0, and the matrices are large enough for
-    attention to be sharp and for logits to be a few units apart.
-    """
+    """A folder as transformers' own class for `model_type` (LLaMA's by default) saves it, once a session for each config."""
     values = config if "model_type" in config else DEFAULTS | config
     name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     folder = factory.getbasetemp() / f"tiny-{name}"
@@ -62,24 +58,35 @@ def write(factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        random = torch.Generator().manual_seed(0)
         config_of = AutoConfig.for_model(**({"model_type": "llama"} | values))
         model = AutoModelForCausalLM.from_config(config_of, dtype=torch.float32)
-        with torch.no_grad():
-            for key, weight in model.named_parameters():
-                noise = torch.randn(weight.shape, generator=random)
-                if "norm" in key or ".ln_" in key:
-                    offset = 0 if key.endswith("bias") or "gemma" in values.get("model_type", "") else 1
-                    weight.copy_(offset + 0.3 * noise)
-                elif weight.ndim == 1:
-                    weight.copy_(0.5 * noise)
-                elif "embed" in key or "wte" in key or "wpe" in key:
-                    weight.copy_(noise / 2)
-                else:
-                    fan_in = weight.shape[0] if ".c_" in key else weight.shape[-1]
-                    weight.copy_(noise * (2 if "q_proj" in key or "k_proj" in key else 1) / fan_in**0.5)
+        randomise(model)
         model.save_pretrained(folder)
     return folder
+
+
+def randomise(model: Any) -> None:
+    """Gives a model of transformers other parameters.
+
+    Nothing is left at a value that could hide its absence: norms are not 1, biases not 0, and the matrices are large enough for
+    attention to be sharp and for logits to be a few units apart.
+    """
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=random)
+            if "norm" in key or ".ln_" in key:
+                offset = 0 if key.endswith("bias") or "gemma" in model.config.model_type else 1
+                weight.copy_(offset + 0.3 * noise)
+            elif weight.ndim == 1:
+                weight.copy_(0.5 * noise)
+            elif "embed" in key or "wte" in key or "wpe" in key:
+                weight.copy_(noise / 2)
+            else:
+                fan_in = weight.shape[0] if ".c_" in key else weight.shape[-1]
+                weight.copy_(noise * (2 if "q_proj" in key or "k_proj" in key else 1) / fan_in**0.5)
 
 
 @cache
