@@ -21,6 +21,7 @@ Say = Callable[[str], None]
 """Called with one line when something slow begins."""
 
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt")
+TOKENIZER_PATTERNS = tuple(pattern for pattern in PATTERNS if pattern != "*.safetensors")
 PICKLED = "pytorch_model*.bin"  # fetched where there are no safetensors
 TWICE = ["consolidated*"]  # the weights once more, in Mistral's own form
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

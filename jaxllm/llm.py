@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from jinja2 import TemplateError
-from tqdm import tqdm
 
 from checkpoints.arrays import of_arrays
-from checkpoints.checkpoint import open_checkpoint
+from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, plan
-from checkpoints.hub import compiled_dir, resolve
+from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
 from jaxllm import checks
+from jaxllm.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar
+from jaxllm.chat_template import encode_chat
 from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
-from jaxllm.encoding import PairEncoder, check_ids, fit
+from jaxllm.encoding import PairEncoder, fit
 from jaxllm.engine import Engine
 from jaxllm.fair_lock import FairLock
 from jaxllm.plan import Run, default_dtype
@@ -45,21 +44,17 @@ from jaxllm.prompts import (
     parse_score_requests,
 )
 from jaxllm.remedies import plan_or_refuse
-from jaxllm.request import Request, Sample
+from jaxllm.request import Request, RequestMaker
 from jaxllm.requests import RequestError, RequestOutput
 from jaxllm.sampling_params import SamplingParams, from_generation_config
-from jaxllm.scheduler import Sequence as EngineSequence
 from jaxllm.score import Packing, Score, Scorer, row_length
 from jaxllm.steps import MAX_STEPS, Steps
 from jaxllm.vllm_arguments import LLM_ELSEWHERE
 from sharding.mesh import pick_devices
 
 Prompts = Prompt | Sequence[Prompt]
-Bar = bool | Callable[..., Any]
-ManyParams = SamplingParams | Sequence[SamplingParams] | None
 
 STREAM_STEPS = 8  # tokens between two looks at the text
-_DTYPES = {"half": "float16", "float": "float32"}  # vLLM's other names
 _LOG = logging.getLogger("jaxllm")
 
 
@@ -76,12 +71,15 @@ class LLM:
 
     Args:
       model: a folder (config.json and safetensors), a .gguf file, a hub id, or "smollm2-135m".
+      tokenizer: another than the model's own: a folder, a hub id, or a transformers tokenizer.
       layout: "tensor", "gathered", "replicated", "gathered-AxB", "replicated-AxB", or "auto".
       devices: how many, or which; None takes all.
       dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, else the checkpoint's (a GPU without bfloat16: float16).
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       seed: of requests that name none.
+      revision: of the model on the hub: a branch, a tag or a commit.
+      hf_overrides: laid over the values of config.json.
       generation_config: "auto": requests without SamplingParams sample as the model's generation_config.json says; "vllm": by
         the defaults of SamplingParams.
       workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.plan`).
@@ -96,12 +94,15 @@ class LLM:
         self,
         model: str | Path,
         *,
+        tokenizer: str | Path | Any | None = None,
         layout: str = "auto",
         devices: int | Sequence[jax.Device] | None = None,
         dtype: str | Any | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         seed: int | None = 0,
+        revision: str | None = None,
+        hf_overrides: Mapping[str, Any] | None = None,
         generation_config: str = "auto",
         workload: Literal["generate", "score"] = "generate",
         progress: Progress | None = None,
@@ -121,12 +122,12 @@ class LLM:
             raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
-        self.checkpoint = open_checkpoint(resolve(model, progress.say))
+        self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
         self.config: ModelConfig = self.checkpoint.config
         picked = pick_devices(devices)
-        name = _dtype_name(dtype) or default_dtype(self.config, picked)
+        name = dtype_name(dtype) or default_dtype(self.config, picked)
         self.plan = plan_or_refuse(Run(self.config, picked, name, layout, max_model_len, max_num_seqs, workload))
-        self.tokenizer = self.checkpoint.tokenizer()
+        self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
         # Scoring needs no cache that could limit it; but rows of one step are turned alike.
         self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
         self._generation_defaults = self.checkpoint.generation_defaults if generation_config == "auto" else {}
@@ -134,8 +135,7 @@ class LLM:
         self._progress = progress
         self._lock = FairLock()
         self._process = os.getpid()
-        self._requests = 0
-        self._sequences = 0
+        self._request_maker = RequestMaker(self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed)
         self._params: Future[list[jax.Array]] = Future()
         if wait:
             self._load(started)
@@ -288,24 +288,10 @@ class LLM:
           chat_template_kwargs: more values that the template reads, such as enable_thinking.
           continue_final_message: leave the last message open, to be gone on with; needs add_generation_prompt=False.
         """
-        conversation = parse_conversation(messages)
-        if self.tokenizer is None or not (chat_template or self.tokenizer.chat_template):
-            raise RequestError(f"{self.checkpoint.path} has no chat template; give chat_template=, or use generate with a prompt")
-        if add_generation_prompt and continue_final_message:
-            raise RequestError("continue_final_message=True leaves no room for a new message: set add_generation_prompt=False")
-        options = dict(chat_template_kwargs or {}) | {
-            "tools": None if tools is None else list(tools),
-            "chat_template": chat_template,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-        }
+        options: dict[str, Any] = {"chat_template": chat_template, "continue_final_message": continue_final_message}
+        options |= {"tools": None if tools is None else list(tools), "add_generation_prompt": add_generation_prompt}
         with self._exclusive():
-            try:
-                return list(self.tokenizer.apply_chat_template(conversation, return_dict=False, tokenize=True, **options))
-            except (TemplateError, TypeError, ValueError, KeyError) as error:
-                raise RequestError(
-                    f"the chat template refuses these messages ({error}): change them, or give chat_template="
-                ) from error
+            return encode_chat(self.tokenizer, parse_conversation(messages), dict(chat_template_kwargs or {}) | options)
 
     def save(
         self,
@@ -343,7 +329,7 @@ class LLM:
 
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
-        with _bar(use_tqdm, len(requests)) as bar:
+        with progress_bar(use_tqdm, len(requests)) as bar:
             for _ in self._turns(requests, MAX_STEPS):
                 bar.update(sum(request.finished for request in requests) - bar.n)
         return [request.output() for request in requests]
@@ -359,7 +345,7 @@ class LLM:
 
     def _params_for(self, params: ManyParams, count: int) -> list[SamplingParams]:
         if params is not None:
-            return _per_prompt(params, count)
+            return params_for_each(params, count)
         default = self.get_default_sampling_params()
         changed = from_generation_config(self._generation_defaults)
         if changed and not self._said_defaults:
@@ -370,47 +356,7 @@ class LLM:
 
     def _make_requests(self, prompts: list[ParsedPrompt], params: list[SamplingParams]) -> list[Request]:
         with self._exclusive():
-            return [self._request(*pair) for pair in zip(prompts, params, strict=True)]
-
-    def _request(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
-        ids = self._encode(prompt.text or "") if prompt.ids is None else prompt.ids
-        self._check(ids, params)
-        room = self.plan.max_model_len - len(ids)
-        number, self._requests = self._requests, self._requests + 1
-        own_ends = () if params.ignore_eos else self.config.eos_token_ids
-        stop_ids = tuple(dict.fromkeys((*own_ends, *params.stop_token_ids)))
-        samples = []
-        for i in range(params.n):
-            sequence = EngineSequence(
-                self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, self._stream_seed(params, number, i)
-            )
-            self._sequences += 1
-            samples.append(Sample(sequence, self.tokenizer))
-        return Request(number, prompt.text, ids, samples)
-
-    def _stream_seed(self, params: SamplingParams, number: int, sample: int) -> int:
-        # The leading number keeps the two kinds apart: shorter entropy is filled up with zeros.
-        entropy = (0, params.seed, sample) if params.seed is not None else (1, self.seed, number, sample)
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-    def _encode(self, prompt: str) -> list[int]:
-        if self.tokenizer is None:
-            raise RequestError(f"{self.checkpoint.path} has no tokenizer; give token ids instead of text")
-        return list(self.tokenizer(prompt)["input_ids"])
-
-    def _check(self, ids: list[int], params: SamplingParams) -> None:
-        limit = self.plan.max_model_len
-        if not ids:
-            raise RequestError("the prompt is empty: give at least one token")
-        if len(ids) >= limit:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens and the context holds {limit} with the answer: shorten it, or raise "
-                f"max_model_len (the model's own limit is {self.config.max_position})"
-            )
-        for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
-            check_ids(name, tokens, self.config.vocab_size)
-        if params.stops and self.tokenizer is None:
-            raise RequestError(f"{self.checkpoint.path} has no tokenizer to find stop strings with; use stop_token_ids")
+            return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 
     def _turns(self, requests: list[Request], steps: int) -> Generator[None]:
         """Run the engine until the requests have ended, looking at their texts after each turn.
@@ -472,31 +418,9 @@ def _arguments() -> list[str]:
     return [name for name in inspect.signature(LLM).parameters if name != "unknown"]
 
 
-def _bar(use_tqdm: Bar, total: int) -> Any:
-    make = use_tqdm if callable(use_tqdm) else tqdm
-    hidden = {} if callable(use_tqdm) else {"disable": None if use_tqdm else True, "leave": False}  # None: where no terminal is
-    return make(total=total, desc="generating", unit="prompt", **hidden)
-
-
-def _dtype_name(dtype: Any) -> str | None:
-    """A name, or jax's or numpy's own dtype, as a name; None for what is left to the plan."""
-    if dtype is None or isinstance(dtype, str):
-        return None if dtype in (None, "auto") else _DTYPES.get(dtype, dtype)
-    try:
-        return str(np.dtype(dtype))
-    except TypeError:
-        return str(dtype).removeprefix("torch.")
-
-
-def _per_prompt(params: ManyParams, count: int) -> list[SamplingParams]:
-    """One SamplingParams for each prompt, a copy each, so that what the caller changes later changes no request."""
-    if isinstance(params, SamplingParams):
-        return [params.copy()] * count
-    if isinstance(params, Mapping):
-        raise RequestError(f"sampling_params={checks.shown(params)} is a dict: give SamplingParams(**it)")
-    many = checks.items("sampling_params", params, "SamplingParams, or a list of them")
-    if other := [one for one in many if not isinstance(one, SamplingParams)]:
-        raise RequestError(f"sampling_params holds {checks.shown(other[0])}: give SamplingParams, one for each prompt")
-    if len(many) != count:
-        raise RequestError(f"{len(many)} sampling_params for {count} prompts: give one, or one for each")
-    return [one.copy() for one in many]
+def _tokenizer_of(tokenizer: str | Path | Any, say: Callable[[str], None]) -> Any:
+    if isinstance(tokenizer, (str, Path)):
+        return open_tokenizer(resolve(tokenizer, say, TOKENIZER_PATTERNS))
+    if not callable(getattr(tokenizer, "apply_chat_template", None)):
+        raise RequestError(f"tokenizer={checks.shown(tokenizer)}: give a folder, a hub id or a transformers tokenizer")
+    return tokenizer

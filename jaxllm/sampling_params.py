@@ -70,7 +70,7 @@ class SamplingParams:
             if not good:
                 raise RequestError(message)
 
-    def copy(self) -> SamplingParams:
+    def clone(self) -> SamplingParams:
         """As it is now, checked; what is then changed here does not reach the copy. Raises RequestError."""
         return replace(self)
 

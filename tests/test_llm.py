@@ -133,8 +133,8 @@ def test_without_a_seed_requests_differ_and_the_llms_seed_repeats_them(folder: P
 
 
 def test_no_unseeded_request_shares_the_stream_of_a_seeded_one(llm: LLM) -> None:
-    seeded = {llm._stream_seed(SamplingParams(seed=a), 0, b) for a in range(20) for b in range(20)}
-    own = {llm._stream_seed(SamplingParams(), a, b) for a in range(20) for b in range(20)}
+    seeded = {llm._request_maker.stream_seed(SamplingParams(seed=a), 0, b) for a in range(20) for b in range(20)}
+    own = {llm._request_maker.stream_seed(SamplingParams(), a, b) for a in range(20) for b in range(20)}
     assert len(seeded) == len(own) == 400 and not seeded & own
 
 

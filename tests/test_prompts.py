@@ -207,8 +207,8 @@ def test_numpys_numbers_are_numbers() -> None:
 def test_params_can_be_changed_and_copied() -> None:
     params = SamplingParams(temperature=0)
     params.max_tokens = 3
-    copy = params.copy()
+    copy = params.clone()
     params.max_tokens = -3
     assert copy == SamplingParams(temperature=0, max_tokens=3)
     with pytest.raises(RequestError, match="max_tokens=-3"):
-        params.copy()
+        params.clone()

@@ -15,6 +15,7 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 
 import jaxllm
 from jaxllm import LLM, RequestError, SamplingParams, TextPrompt, TokensPrompt
+from jaxllm.arguments import dtype_name
 from jaxllm.vllm_arguments import LLM_ELSEWHERE, SAMPLING_ELSEWHERE
 
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7, "eos_token_id": [257, 5]}
@@ -167,8 +168,27 @@ def test_dtypes_by_vllms_names(model: Path, dtype: Any, meant: str) -> None:
     assert LLM(model, devices=1, dtype=dtype).plan.dtype == meant
 
 
+def test_a_dtype_of_torch_is_its_name() -> None:
+    torch = pytest.importorskip("torch")
+    assert dtype_name(torch.bfloat16) == "bfloat16"
+
+
 def test_a_seed_of_none_is_the_default(model: Path) -> None:
     assert LLM(model, devices=1, seed=None).seed == LLM(model, devices=1).seed == 0
+
+
+@pytest.mark.parametrize("form", ["folder", "text", "object"])
+def test_a_tokenizer_of_ones_own(model: Path, tmp_path: Path, form: str) -> None:
+    bare = write_tiny(tmp_path / "bare", vocab_size=258, max_position_embeddings=256)
+    own = {"folder": model, "text": str(model), "object": LLM(model, devices=1).get_tokenizer()}[form]
+    assert LLM(bare, devices=1, tokenizer=own).generate("abc", SamplingParams(temperature=0))[0].prompt_token_ids == [97, 98, 99]
+    with pytest.raises(RequestError, match="has no tokenizer; name one: tokenizer=FOLDER"):
+        LLM(bare, devices=1).get_tokenizer()
+
+
+def test_hf_overrides_are_laid_over_the_config(model: Path) -> None:
+    llm = LLM(model, devices=1, hf_overrides={"max_position_embeddings": 128, "rope_parameters": {"rope_theta": 50.0}})
+    assert llm.plan.max_model_len == 128 and llm.config.rope is not None and llm.config.rope.theta == 50.0
 
 
 # What is none here
@@ -181,11 +201,14 @@ def test_a_seed_of_none_is_the_default(model: Path) -> None:
         ({"gpu_memory_utilization": 0.9}, "'gpu_memory_utilization': memory is planned: bound it with max_model_len"),
         ({"trust_remote_code": True}, "'trust_remote_code': code that comes with a model is never run: leave it out"),
         ({"max_model_length": 5}, "'max_model_length': is it max_model_len?"),
-        ({"xyzzy": 5}, "LLM has no argument 'xyzzy': there are model, layout, devices"),
+        ({"xyzzy": 5}, "LLM has no argument 'xyzzy': there are model, tokenizer, layout"),
         ({"max_model_len": "64"}, "max_model_len='64' is of type str: give a whole number"),
         ({"max_num_seqs": 2.0}, "max_num_seqs=2.0 is of type float"),
         ({"seed": "0"}, "seed='0' is of type str"),
         ({"generation_config": "mine"}, "generation_config='mine': there are 'auto' and 'vllm'"),
+        ({"tokenizer": 5}, "tokenizer=5: give a folder, a hub id or a transformers tokenizer"),
+        ({"tokenizer": "/no/such/folder"}, "/no/such/folder does not exist"),
+        ({"revision": "main"}, "is not of the hub and has no revision 'main'; leave it out"),
         ({"dtype": object}, "dtype='object' is not known; there are float32"),
     ],
 )
