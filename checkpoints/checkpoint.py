@@ -103,7 +103,10 @@ def open_checkpoint(path: str | Path, hf_overrides: Mapping[str, Any] | None = N
 def open_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a folder, which may hold nothing else, or of a `.gguf` file. Raises CheckpointError if there is none."""
     path = Path(path)
-    tokenizer = _tokenizer(path) if path.is_dir() else open_checkpoint(path).tokenizer()
+    if path.is_dir():
+        tokenizer = _sentencepiece(path) if _is_metas(path) else _tokenizer(path)
+    else:
+        tokenizer = open_checkpoint(path).tokenizer()
     if tokenizer is None:
         raise CheckpointError(f"{path} has no tokenizer; give a folder with one of {', '.join(TOKENIZER_FILES)}")
     return tokenizer
@@ -120,8 +123,12 @@ def _read_values(folder: Path, hf_overrides: Mapping[str, Any] | None) -> tuple[
     return (values, where) if hf_overrides is None else (overlaid(values, hf_overrides), f"{where} with hf_overrides")
 
 
+def _is_metas(folder: Path) -> bool:
+    return (folder / PARAMS).exists() and not (folder / CONFIG).exists()
+
+
 def _open_folder(folder: Path, hf_overrides: Mapping[str, Any] | None) -> Checkpoint:
-    if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
+    if _is_metas(folder):
         _refuse_overrides(folder, hf_overrides)
         meta = MetaSource(folder)
         family, config, rules = read_meta(meta)

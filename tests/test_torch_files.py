@@ -14,7 +14,7 @@ from fuzz import PICKLES
 from safetensors.numpy import load_file
 from tiny_checkpoint import write_tiny
 
-from checkpoints.checkpoint import open_checkpoint
+from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.torch_files import TorchSource
 from checkpoints.verify import compare
@@ -266,6 +266,8 @@ def test_a_tokenizer_of_metas_travels_if_it_is_sentencepieces(tmp_path: Path, ca
     (tmp_path / "tokenizer.model").write_text("IQ== 0\n")  # beside the folder, and tiktoken's
     assert main(["convert", str(meta), str(tmp_path / "target")]) == 1
     assert "tokenizer.model is not SentencePiece's" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not SentencePiece's"):
+        open_tokenizer(meta)
     if not LLAMA.exists():
         pytest.skip(f"LLaMA's tokenizer is not at {LLAMA}")
     (tmp_path / "tokenizer.model").write_bytes(LLAMA.read_bytes())
