@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from sharding.absent_gpu import keep_quiet
 
+TYPE_CHECKING = False  # a type checker takes it for true; `typing` itself takes 10 ms, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from jaxllm.llm import LLM
     from jaxllm.prompts import TextPrompt, TokensPrompt
     from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput
@@ -33,11 +35,16 @@ _HOMES = {
     "virtual_cpu_devices": "sharding.mesh",
 }
 
+keep_quiet()
+del keep_quiet
+
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: `checkpoints`, which jaxllm.llm imports, itself imports from this package.
     if name not in __all__:
         raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_HOMES.get(name, "jaxllm.requests")), name)
 
 

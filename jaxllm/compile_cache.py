@@ -7,8 +7,9 @@ renews. Here an entry appears whole, and one that is broken all the same is remo
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import warnings
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ def use_compilation_cache(folder: Path) -> None:
     jax by default skips programs that compile in under a second, which is most of them.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _warn(f"compiled programs cannot be kept ({error})")
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -76,6 +82,8 @@ class WholeEntries(lru_cache.LRUCache):
         try:
             new.write_bytes(value)
             new.replace(path)
+        except OSError as error:
+            _warn(f"compiled programs cannot be kept in {self.path} ({error.strerror})")
         finally:
             new.unlink(missing_ok=True)
 
@@ -84,9 +92,15 @@ class WholeEntries(lru_cache.LRUCache):
         if value is not None and not _is_whole(value):
             path = self.path / f"{key}{SUFFIX}"
             path.unlink(missing_ok=True)
-            warnings.warn(f"{path} was broken and is made anew", stacklevel=2)
+            _warn(f"{path} was broken and is made anew")
             return None
         return value
+
+
+@cache
+def _warn(line: str) -> None:
+    """Once in a process."""
+    logging.getLogger("jaxllm").warning(line)
 
 
 def _is_whole(entry: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import statistics
@@ -47,10 +48,13 @@ def measured(devices: list[jax.Device], dtype: str, folder: Path) -> Hardware:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # there is none yet, or it is none
     found = measure(devices, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"{file.name}.{os.getpid()}")
-    new.write_text(json.dumps(asdict(found)))
-    new.replace(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(asdict(found)))
+        new.replace(file)
+    except OSError as error:
+        logging.getLogger("jaxllm").warning("what these devices were measured to do cannot be kept (%s)", error)
     return found
 
 

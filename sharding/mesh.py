@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 from collections.abc import Sequence
 
 import jax
+
+MOST_VIRTUAL = 512  # each has threads of its own: jax starts so many in a second, and 100,000 of them never
 
 
 class DeviceError(ValueError):
@@ -16,10 +17,10 @@ class DeviceError(ValueError):
 def virtual_cpu_devices(count: int) -> None:
     """Split the CPU into `count` devices, to run a layout without accelerators. Call before anything else touches jax.
 
-    Raises DeviceError for fewer than one, and when jax has already started with another number.
+    Raises DeviceError for fewer than one or more than MOST_VIRTUAL, and when jax has already started with another number.
     """
-    if count < 1:
-        raise DeviceError(f"{count} virtual devices: ask for at least 1")
+    if not 1 <= count <= MOST_VIRTUAL:
+        raise DeviceError(f"{count} virtual devices: ask for 1 to {MOST_VIRTUAL}")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
@@ -33,27 +34,19 @@ def virtual_cpu_devices(count: int) -> None:
 def pick_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
     """All local devices, the first so many of them, or just those named."""
     if devices is None:
-        return _local_devices()
+        return jax.devices()
     if not isinstance(devices, int):
         if not devices:
             raise DeviceError("an empty list of devices: name at least one, or leave it out for all of them")
         return list(devices)
-    here = _local_devices()
+    here = jax.devices()
     if not 1 <= devices <= len(here):
         kind = here[0].device_kind
         remedy = f"ask for 1 to {len(here)}" if len(here) > 1 else "ask for 1"
-        if here[0].platform == "cpu":
+        if here[0].platform == "cpu" and len(here) < devices <= MOST_VIRTUAL:
             remedy += f", or call jaxllm.virtual_cpu_devices({devices}) first (--virtual-devices on the command line)"
         raise DeviceError(f"{devices} devices asked for, {len(here)} there ({kind}): {remedy}")
     return here[:devices]
-
-
-def _local_devices() -> list[jax.Device]:
-    # The CUDA plugin may be there to compile for GPUs that are not. Where no NVIDIA driver is, it is kept from looking for
-    # one: it would print a traceback.
-    if ctypes.util.find_library("cuda") is None:
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    return jax.devices()
 
 
 def device_memory(device: jax.Device) -> int | None:

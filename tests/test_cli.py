@@ -115,7 +115,7 @@ def change_config(folder: Path, to: Path, **changes: object) -> Path:
         (["MODEL", "hi", "--layout", "diagonal"], "diagonal"),
         (["MODEL", "hi", "--devices", "99"], r"99 devices asked for, 8 there .*virtual-devices"),
         (["MODEL", "hi", "--virtual-devices", "4"], "already running with 8 CPU devices"),
-        (["MODEL", "hi", "--virtual-devices", "-1"], "-1 virtual devices: ask for at least 1"),
+        (["MODEL", "hi", "--virtual-devices", "-1"], "-1 virtual devices: ask for 1 to 512"),
         (["MODEL", "hi", "--dtype", "int3"], "int3.*float32, bfloat16, float16"),
         (["MODEL", "hi", "--max-model-len", "9999"], "9999 exceeds the model's context of 512"),
         (["MODEL", "hi", "--top-p", "2"], "top_p"),

@@ -155,11 +155,20 @@ def test_an_entry_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("rest", [slice(0, 0), slice(0, 12), slice(3, None)])
-def test_a_broken_entry_is_said_once_and_made_anew(tmp_path: Path, rest: slice) -> None:
+def test_a_broken_entry_is_said_once_and_made_anew(tmp_path: Path, rest: slice, caplog: pytest.LogCaptureFixture) -> None:
     cache = WholeEntries(str(tmp_path), max_size=-1)
     whole = compress_executable(b"program")
     (tmp_path / "k-cache").write_bytes(whole[rest])
-    with pytest.warns(UserWarning, match="k-cache was broken"):
-        assert cache.get("k") is None
+    assert cache.get("k") is None
+    assert [record.message for record in caplog.records] == [f"{tmp_path}/k-cache was broken and is made anew"]
     cache.put("k", whole)
     assert cache.get("k") == whole
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = WholeEntries(str(tmp_path / "gone"), max_size=-1)
+    (tmp_path / "gone").rmdir()
+    for key in ("a", "b"):
+        cache.put(key, compress_executable(b"program"))
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"compiled programs cannot be kept in {tmp_path}/gone (No such file or directory)"
