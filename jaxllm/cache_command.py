@@ -7,9 +7,6 @@ import time
 from collections import Counter
 from typing import Any
 
-from checkpoints.hub import compiled_dir
-from jaxllm.compile_cache import clear, entries, folder_in_use
-
 MB = 1e6
 
 
@@ -21,6 +18,9 @@ def add(commands: Any) -> None:
 
 
 def run_cache(args: argparse.Namespace) -> int:
+    from checkpoints.hub import compiled_dir
+    from jaxllm.compile_cache import clear, entries, folder_in_use
+
     folder = folder_in_use(compiled_dir())
     found = clear(folder) if args.clear else entries(folder)
     size = sum(entry.nbytes for entry in found)

@@ -7,18 +7,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from checkpoints.checkpoint import Checkpoint
+    from checkpoints.verify import Compared
 
-from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.convert import FORMATS, PEAK_BYTES, convert, plan
-from checkpoints.hub import resolve
-from checkpoints.inspect import padding, summary
-from checkpoints.verify import Compared, compare, differing_config
-from jaxllm.mechanisms import mechanisms
-
+FORMATS = ("safetensors", "orbax")
 SHOWN = 20  # differing parameters in a table; --json has all
 GIB = 1 << 30
 
@@ -54,6 +49,9 @@ def add(commands: Any) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
+    from checkpoints.inspect import padding, summary
+    from jaxllm.mechanisms import mechanisms
+
     if args.devices < 1:
         raise ValueError(f"--devices {args.devices}: ask for at least 1")
     checkpoint = _open(args.source)
@@ -77,6 +75,10 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from checkpoints.convert import PEAK_BYTES, convert, plan
+
     source = _open(args.source)
     job = plan(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
     read = sum(info.nbytes for info in source.source.tensors.values())
@@ -105,6 +107,10 @@ def _size(text: str) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from checkpoints.verify import compare, differing_config
+
     a, b = _open(args.a), _open(args.b)
     architecture = differing_config(a, b)
     with tqdm(compare(a, b), unit="parameter", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -134,6 +140,11 @@ def table(compared: list[Compared]) -> str:
 
 
 def _open(source: str) -> Checkpoint:
+    import jax
+
+    from checkpoints.checkpoint import open_checkpoint
+    from checkpoints.hub import resolve
+
     # Orbax starts jax, which would take most of a GPU's memory, from whoever is using it, for nothing.
     jax.config.update("jax_platforms", "cpu")
     return open_checkpoint(resolve(source))

@@ -6,10 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from checkpoints.config_reader import ConfigReader
-from checkpoints.families import FAMILIES
-from jaxllm.mechanisms import mechanisms
-
 # Sizes that no family has a default for, by each one's own keys.
 _SIZES = {
     "vocab_size": 1000, "hidden_size": 256, "n_embd": 256, "intermediate_size": 128, "ffn_dim": 128, "num_hidden_layers": 12,
@@ -30,6 +26,10 @@ def add(commands: Any) -> None:
 
 
 def run_families(args: argparse.Namespace) -> int:
+    from checkpoints.config_reader import ConfigReader
+    from checkpoints.families import FAMILIES
+    from jaxllm.mechanisms import mechanisms
+
     for name, family in FAMILIES.items():
         title = (sys.modules[family.read_config.__module__].__doc__ or "").splitlines()[0]
         config = family.read_config(ConfigReader(_SIZES | _OWN.get(name, {}), name))

@@ -1,4 +1,4 @@
-"""`jaxllm plan MODEL --on 4xH100`: what a model would cost on devices that need not be there."""
+"""What `jaxllm plan` prints: what a model would cost on some devices, as tables, JSON or a drawing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from checkpoints.checkpoint import read_config
-from checkpoints.hub import rates_dir, resolve_config
+from checkpoints.hub import rates_dir
 from jaxllm.compiled_report import PROGRAMS, CompiledStep, compiled_steps
 from jaxllm.config import ModelConfig
 from jaxllm.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.measure import measured
+from jaxllm.model_options import given, read_config_of
 from jaxllm.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
 from jaxllm.presets import PRESETS
 from jaxllm.remedies import remedies
@@ -32,35 +32,12 @@ GIB = 1 << 30
 HERE = "here"
 MOST_COPIES = 3  # printed of a program
 WORKLOADS: tuple[Literal["generate", "score"], ...] = ("generate", "score")
-MODEL_HELP = f"folder, .gguf file, hub id, smollm2-135m, or a shape: {', '.join(sorted(PRESETS))}"
 
 
-def add(commands: Any) -> None:
-    """Add the command to the command line's subparsers."""
-    plan = commands.add_parser(
-        "plan",
-        help="what a model would cost on some devices",
-        description="What each layout of a model would cost on some devices, from its config alone. They need not be there.",
-    )
-    plan.add_argument("model", help=MODEL_HELP)
-    plan.add_argument(
-        "--on", default="here", metavar="4xH100", help="a count and a device, or `here` (default): those there are, measured once"
-    )
-    plan.add_argument("--virtual-devices", type=int, metavar="N", help="with --on here: split the CPU into N devices")
-    plan.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, else the checkpoint's"
-    )
-    plan.add_argument("--json", action="store_true", help="print one JSON document")
-    plan.add_argument("--plot", type=Path, metavar="PNG", help="draw memory and seconds a token by layout")
-    plan.add_argument("--compile", action="store_true", help="compile the steps for these devices too, and read the programs")
-    plan.add_argument("--layout", action="append", help="with --compile: of this layout (default: what auto takes)")
-    plan.set_defaults(run=run_plan)
-
-
-def run_plan(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
-    config = config_of(args.model)
+    config = config_of(args)
     devices = _devices(args)
     dtype = args.dtype or default_dtype(config, devices)
     rates = measured(devices, dtype, rates_dir()) if args.on == HERE else devices[0].hardware
@@ -104,12 +81,13 @@ def compile_steps(
     return found
 
 
-def config_of(model: str) -> ModelConfig:
-    """Of a checkpoint or a published shape; no weight is read, and none fetched where the hub has a config.json."""
-    path = Path(model).expanduser()
-    if model in PRESETS and not path.exists():
-        return PRESETS[model]
-    return read_config(resolve_config(model))
+def config_of(args: argparse.Namespace) -> ModelConfig:
+    """Of a checkpoint or a published shape."""
+    if args.model not in PRESETS or Path(args.model).expanduser().exists():
+        return read_config_of(args)
+    if given(args, "revision", "hf_overrides"):
+        raise RequestError(f"{args.model} is a published shape without a config.json: leave out --revision and --hf-overrides")
+    return PRESETS[args.model]
 
 
 def _devices(args: argparse.Namespace) -> list[Any]:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
-from checkpoints.checkpoint import read_config
-from checkpoints.hub import compiled_dir, resolve_config
-from jaxllm.compile_cache import folder_in_use, use_compilation_cache
-from jaxllm.compiling import COUNTER
-from jaxllm.plan import Run, default_dtype
-from jaxllm.remedies import plan_or_refuse
-from jaxllm.steps import Steps
-from jaxllm.warmup import compile_all, wanted
-from sharding.mesh import pick_devices, virtual_cpu_devices
+from jaxllm.model_options import add_model, add_place, read_config_of
 
 
-def add(commands: Any, add_place: Callable[[argparse.ArgumentParser], None]) -> None:
+def add(commands: Any) -> None:
     """Add the command to the command line's subparsers."""
     warmup = commands.add_parser(
         "warmup",
@@ -29,7 +18,7 @@ def add(commands: Any, add_place: Callable[[argparse.ArgumentParser], None]) -> 
         description="Compile every program that generating may need, several at a time, and keep them on the disk. Of the model "
         "only the config is read. The programs depend on the options below: give those of the runs to come.",
     )
-    warmup.add_argument("model", help="folder, .gguf file, hub id, or smollm2-135m")
+    add_model(warmup)
     add_place(warmup)
     warmup.add_argument("--max-num-seqs", type=int, help="most sequences at once")
     warmup.add_argument("--greedy", action="store_true", help="leave out the programs that sample")
@@ -37,10 +26,21 @@ def add(commands: Any, add_place: Callable[[argparse.ArgumentParser], None]) -> 
 
 
 def run_warmup(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from checkpoints.hub import compiled_dir
+    from jaxllm.compile_cache import folder_in_use, use_compilation_cache
+    from jaxllm.compiling import COUNTER
+    from jaxllm.plan import Run, default_dtype
+    from jaxllm.remedies import plan_or_refuse
+    from jaxllm.steps import Steps
+    from jaxllm.warmup import compile_all, wanted
+    from sharding.mesh import pick_devices, virtual_cpu_devices
+
     if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     use_compilation_cache(compiled_dir())
-    config, devices = read_config(resolve_config(args.model)), pick_devices(args.devices)
+    config, devices = read_config_of(args), pick_devices(args.devices)
     dtype = args.dtype or default_dtype(config, devices)
     plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
     steps = Steps(config, plan.layout, plan.dtype)

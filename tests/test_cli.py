@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
 import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
@@ -31,19 +30,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.Popen[str]:
     """A process of its own. `model` takes the place of the demo's."""
     # Whoever runs the tests in the background has SIGINT ignored, and a child inherits that.
-    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxllm import cli; "
-    program += "cli.DEMO_MODEL = sys.argv.pop(1) or cli.DEMO_MODEL; sys.exit(cli.main())"
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxllm import cli, demo_command; "
+    )
+    program += "demo_command.MODEL = sys.argv.pop(1) or demo_command.MODEL; sys.exit(cli.main())"
     env = os.environ | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         env.pop(name, None)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program, str(model or ""), *arguments]
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-def ours(err: str) -> str:
-    """Without the lines that jax's CUDA plugin logs as it is loaded on a machine without a GPU."""
-    return "".join(x for x in err.splitlines(keepends=True) if not re.match(r"[IW]\d{4} |WARNING: All log messages before", x))
 
 
 def test_generate_prints_prompt_and_answer_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +79,7 @@ def test_the_demo_streams_and_reports(folder: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "demo", "--max-tokens", "12", model=folder)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert ours(err) == ""  # quiet: stderr is no terminal
+    assert err == ""  # quiet: stderr is no terminal
     assert out.startswith("> Why is the sky blue?")
     for fact in (
         r"layout tensor: 1 x 4 \(data x model\) over 4 cpu devices, float32",
@@ -116,6 +112,8 @@ def change_config(folder: Path, to: Path, **changes: object) -> Path:
         (["MODEL", "hi", "--devices", "99"], r"99 devices asked for, 8 there .*virtual-devices"),
         (["MODEL", "hi", "--virtual-devices", "4"], "already running with 8 CPU devices"),
         (["MODEL", "hi", "--virtual-devices", "-1"], "-1 virtual devices: ask for 1 to 512"),
+        (["MODEL", "hi", "--virtual-devices", "100000"], "100000 virtual devices: ask for 1 to 512"),
+        (["MODEL", "hi", "--devices", "-1"], r"-1 devices asked for, 8 there \(cpu\): ask for 1 to 8\n"),
         (["MODEL", "hi", "--dtype", "int3"], "int3.*float32, bfloat16, float16"),
         (["MODEL", "hi", "--max-model-len", "9999"], "9999 exceeds the model's context of 512"),
         (["MODEL", "hi", "--top-p", "2"], "top_p"),
@@ -175,26 +173,7 @@ def test_ctrl_c_ends_it_and_leaves_the_caches_whole(folder: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in err and err.endswith("stopped\n")
+    assert err == "stopped\n"
     process = start(tmp_path, *arguments)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and out.startswith("abc") and ours(err) == ""
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_a_chat(folder: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, "chat", str(folder), "--virtual-devices", "1", "--max-tokens", "500")
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("hello\n")
-    process.stdin.flush()
-    first(process.stdout)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err and err.endswith("stopped\n")
-
-
-def first(stream: IO[str]) -> str:
-    piece = stream.read(1)
-    assert piece
-    return piece
+    assert process.returncode == 0 and out.startswith("abc") and err == ""
