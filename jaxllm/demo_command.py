@@ -42,7 +42,7 @@ def run_demo(args: argparse.Namespace) -> int:
     with args.terminal.watching():
         args.terminal.say("once more with everything compiled, for the speed")
         again = time.perf_counter()
-        tokens = len(llm.generate([prompt], params)[0].outputs[0].token_ids)
+        tokens = len(llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids)
         rate = tokens / (time.perf_counter() - again)
     print(describe(llm))
     print(f"load {llm.load_seconds:.1f} s, compile {compiling:.1f} s ({llm.compiled} programs compiled, the rest were cached)")
