@@ -140,7 +140,7 @@ def test_a_broken_model_is_answered_in_one_sentence(folder: Path, tmp_path: Path
         "config.json": break_file(folder, tmp_path / "b", "config.json"),
         "its tokenizer": break_file(folder, tmp_path / "c", "tokenizer.json"),
         "num_hidden_layers": change_config(folder, tmp_path / "d", num_hidden_layers="two"),
-        "no_such_key": change_config(folder, tmp_path / "e", no_such_key=1),
+        "`quantization`": change_config(folder, tmp_path / "e", quantization={"group_size": 64, "bits": 4}),
         "no_such_model": change_config(folder, tmp_path / "f", model_type="no_such_model"),
         "embed_tokens": change_config(folder, tmp_path / "g", vocab_size=300),
         "layers.2": change_config(folder, tmp_path / "h", num_hidden_layers=3),
