@@ -31,7 +31,8 @@ ready()
 lock(mutex)
 """
 SWALLOWED = """
-import gc
+import gc, jaxllm.interrupt
+jaxllm.interrupt.GRACE = 20  # on a busy machine one second passes before it has unwound
 def callback(phase, info):
     if phase == "start":
         ready()
