@@ -208,12 +208,17 @@ def test_what_transformers_reads_is_accepted_at_its_default_alone(
         read(**{key: other})
 
 
+def test_what_transformers_writes_itself_is_accepted_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert read(unk_token_id=0) == read()
+    assert not caplog.records
+
+
 def test_what_transformers_does_not_read_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     rope = {"type": "linear", "factor": 2, "finetuned": True, "attn_factor": 1.0}
-    extra = {"zzz": 1, "unk_token_id": 0, "bias": True, "rotary": True, "\x1b[31m": "\n"}
+    extra = {"zzz": 1, "output_past": True, "bias": True, "rotary": True, "\x1b[31m": "\n"}
     assert read(**extra, rope_scaling=rope) == read(rope_scaling={"type": "linear", "factor": 2})
     assert [record.getMessage() for record in caplog.records] == [
-        r"config.json: ignored, for transformers' llama reads no such keys: \x1b[31m, bias, rotary, unk_token_id, zzz, "
+        r"config.json: ignored, for transformers' llama reads no such keys: \x1b[31m, bias, output_past, rotary, zzz, "
         "rope_scaling.attn_factor, rope_scaling.finetuned"
     ]
 

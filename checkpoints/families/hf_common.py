@@ -69,6 +69,7 @@ NO_EFFECT = (
     "tokenizer_class",
     "transformers.js_config",
     "transformers_version",
+    "unk_token_id",  # as transformers itself writes a model that it read from a GGUF file
     "unsloth_fixed",
     "unsloth_version",
     "use_cache",
