@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.model_options import add_model, add_place, add_sampling, load, sampling_params
+from jaxllm.model_options import add_model, add_place, add_sampling, add_tokenizer, load, sampling_params
 
 if TYPE_CHECKING:
     from jaxllm.llm import LLM
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     )
     add_model(chat)
     chat.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
-    chat.add_argument("--tokenizer", help="a model whose tokenizer is taken in place of its own")
+    add_tokenizer(chat)
     add_place(chat)
     add_sampling(chat, max_tokens=512)
     chat.set_defaults(run=run_chat)

@@ -115,11 +115,11 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser], wa
     score = commands.add_parser("score", help="accuracy on multiple choice", description="Accuracy on multiple-choice questions.")
     if wanted:
         from jaxllm import score_command
-        from jaxllm.model_options import add_model, add_place, load
+        from jaxllm.model_options import add_model, add_place, add_tokenizer, load
 
         add_model(score)
         score_command.add_options(score)
-        score.add_argument("--tokenizer", help="a model whose tokenizer is taken in place of its own")
+        add_tokenizer(score)
         add_place(score)
         score.set_defaults(run=lambda args: score_command.run(args, load))
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from jaxllm.model_options import add_model, add_place, add_sampling, load, sampling_params
+from jaxllm.model_options import add_model, add_place, add_sampling, add_tokenizer, load, sampling_params
 from jaxllm.prompt_sources import prompts_of
 from jaxllm.requests import CompletionOutput, RequestOutput
 
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         help='a prompt a line, blank lines left out; of a .jsonl file the "prompt" of each line; `-`: of standard input',
     )
     generate.add_argument("--json", action="store_true", help="print a line of JSON for each answer")
-    generate.add_argument("--tokenizer", help="a model whose tokenizer is taken in place of its own")
+    add_tokenizer(generate)
     add_place(generate)
     add_sampling(generate, max_tokens=128)
     generate.add_argument("-n", type=int, default=1, help="answers to each prompt; more than one need a --temperature")

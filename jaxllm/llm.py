@@ -130,7 +130,9 @@ class LLM:
         self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
         # Scoring needs no cache that could limit it; but rows of one step are turned alike.
         self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
-        self._generation_defaults = self.checkpoint.generation_defaults if generation_config == "auto" else {}
+        self._generation_defaults = from_generation_config(
+            self.checkpoint.generation_defaults if generation_config == "auto" else {}
+        )
         self._said_defaults = False
         self._progress = progress
         self._lock = FairLock()
@@ -265,7 +267,7 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What requests without SamplingParams have: vLLM's defaults, changed as the model's generation_config.json says."""
         try:
-            return SamplingParams(**from_generation_config(self._generation_defaults))
+            return SamplingParams(**self._generation_defaults)
         except RequestError as error:
             where = f"{self.checkpoint.path}: its generation config"
             raise RequestError(f"{where}: {error}; give sampling_params, or generation_config='vllm'") from error
@@ -347,10 +349,9 @@ class LLM:
         if params is not None:
             return params_for_each(params, count)
         default = self.get_default_sampling_params()
-        changed = from_generation_config(self._generation_defaults)
-        if changed and not self._said_defaults:
+        if self._generation_defaults and not self._said_defaults:
             self._said_defaults = True
-            said = ", ".join(f"{name}={value}" for name, value in changed.items())
+            said = ", ".join(f"{name}={value}" for name, value in self._generation_defaults.items())
             _LOG.warning("sampling as the model's generation config says: %s; generation_config='vllm' leaves it out", said)
         return [default] * count
 

@@ -27,6 +27,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hf-overrides", type=_json_object, metavar="JSON", help="keys that replace those of config.json")
 
 
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokenizer", help="a model whose tokenizer is taken in place of its own")
+
+
 def add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it runs")
     where.add_argument("--layout", default="auto", help=f"auto, {LAYOUTS}")
