@@ -83,6 +83,8 @@ class Interrupts:
             self._deferred += 1
         elif not self.stopping:
             self.stopping = True
+            if "logging" in sys.modules:  # whoever catches what is raised here, as jax does around its plugins, logs it
+                sys.modules["logging"].disable()
             raise KeyboardInterrupt
 
     def _on_unraisable(self, found: sys.UnraisableHookArgs) -> None:

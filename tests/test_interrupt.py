@@ -58,6 +58,16 @@ try:
 except ImportError:
     interrupts.end()
 """
+# As jax does around the plugins that it looks for.
+LOGGED = """
+import logging
+try:
+    ready()
+    time.sleep(60)
+except:
+    logging.getLogger("jax").exception("Jax plugin configuration error")
+interrupts.finish()
+"""
 AT_THE_END = """
 try:
     ready()
@@ -105,8 +115,8 @@ def press(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize(
     ("program", "out"),
-    [(COMPILING, ""), (SWALLOWED, "unwound\n"), (PRINTED, ""), (AT_THE_END, ""), (WAITED_FOR, "")],
-    ids=["compiling", "swallowed", "printed", "at the end", "waited for"],
+    [(COMPILING, ""), (SWALLOWED, "unwound\n"), (PRINTED, ""), (LOGGED, ""), (AT_THE_END, ""), (WAITED_FOR, "")],
+    ids=["compiling", "swallowed", "printed", "logged", "at the end", "waited for"],
 )
 def test_it_ends_with_one_line(program: str, out: str) -> None:
     process = run(program)
