@@ -73,7 +73,7 @@ def sentence(error: Exception) -> str | None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    root = parser(argv)
+    root = parser()
     args, rest = root.parse_known_args(argv)
     # Where an option stands between the model and the prompts, argparse has taken none for those.
     if vars(args).get("prompts") == [] and all(text == "-" or not text.startswith("-") for text in rest):
@@ -83,8 +83,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parser(argv: list[str]) -> argparse.ArgumentParser:
-    """All commands; the options of `score`, which take jax, only where `argv` calls for it."""
+def parser() -> argparse.ArgumentParser:
     import argparse
 
     from jaxllm import (
@@ -96,32 +95,26 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
         families_command,
         generate_command,
         plan_command,
+        score_command,
         warmup_command,
     )
 
     root = argparse.ArgumentParser(prog="jaxllm", description="Sharded LLM inference in JAX.")
     root.add_argument("--version", action="version", version=f"jaxllm {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    generate_command.add(commands)
-    chat_command.add(commands)
-    demo_command.add(commands)
-    _add_score(commands, wanted="score" in argv[:1])
-    for command in (checkpoint_commands, plan_command, cache_command, warmup_command, families_command):
+    for command in (
+        generate_command,
+        chat_command,
+        demo_command,
+        score_command,
+        checkpoint_commands,
+        plan_command,
+        cache_command,
+        warmup_command,
+        families_command,
+    ):
         command.add(commands)
     return root
-
-
-def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser], wanted: bool) -> None:
-    score = commands.add_parser("score", help="accuracy on multiple choice", description="Accuracy on multiple-choice questions.")
-    if wanted:
-        from jaxllm import score_command
-        from jaxllm.model_options import add_model, add_place, add_tokenizer, load
-
-        add_model(score)
-        score_command.add_options(score)
-        add_tokenizer(score)
-        add_place(score)
-        score.set_defaults(run=lambda args: score_command.run(args, load))
 
 
 if __name__ == "__main__":

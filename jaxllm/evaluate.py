@@ -25,6 +25,7 @@ from jaxllm.delimiter import delimiter_for
 from jaxllm.llm import LLM
 from jaxllm.requests import RequestError
 from jaxllm.score import Packing
+from jaxllm.text_lines import lines_of
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,20 @@ class Accuracy:
 def read_questions(path: Path) -> list[Question]:
     """Questions of a JSON-lines file in UTF-8. Raises RequestError naming the file, or the line that is no question."""
     try:
-        text = path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise RequestError(
             f"{path} cannot be read ({error.strerror}): name a file with a line of JSON for each question"
         ) from error
-    lines = enumerate(text.splitlines(), start=1)
-    questions = [_question(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    questions = [_question(line, where) for where, line in lines_of(data, str(path))]
     if not questions:
         raise RequestError(f"{path} holds no questions: give a line of JSON for each")
     return questions
 
 
-def _question(line: bytes, where: str) -> Question:
+def _question(line: str, where: str) -> Question:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{where} is not UTF-8 ({error.reason}, byte {error.start + 1}): save the file as UTF-8") from error
+        value = json.loads(line)
     except ValueError as error:
         raise RequestError(f"{where} is not JSON ({error}): correct it") from error
     if not isinstance(value, dict) or not {"query", "choices", "gold"} <= value.keys():
@@ -176,7 +174,7 @@ class Results:
             raise RequestError(f"{path} does not hold results: name another file, or remove it") from error
         if first != run:
             differing = sorted(key for key in run if not isinstance(first, dict) or key not in first or first[key] != run[key])
-            raise RequestError(f"{path} holds another run ({', '.join(differing)} differ): name another file, or remove it")
+            raise RequestError(f"{path} holds another run (other {', '.join(differing)}): name another file, or remove it")
         self._file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
         self._file.truncate(len(whole))
         self._file.seek(len(whole))

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxllm.requests import RequestError
+from jaxllm.text_lines import decoded, lines_of
 
 STDIN = "-"
 JSON_LINES = ".jsonl"
-BOM = b"\xef\xbb\xbf"
 
 
 def prompts_of(arguments: Sequence[str], file: str | None) -> list[str]:
@@ -28,22 +28,18 @@ def prompts_of(arguments: Sequence[str], file: str | None) -> list[str]:
 
 
 def _whole_input() -> str:
-    text = _decoded(sys.stdin.buffer.read(), "standard input")
+    text = decoded(sys.stdin.buffer.read(), "standard input")
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _lines_of(file: str) -> Iterator[str]:
     """A prompt a line, blank ones left out; in a file of JSON lines each is the `prompt` of an object."""
     data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-    found = 0
-    for number, line in enumerate(data.removeprefix(BOM).splitlines(), start=1):
-        where = f"{file}, line {number}"
-        text = _decoded(line, where)
-        if text.strip():
-            found += 1
-            yield _prompt_in(text, where) if file.endswith(JSON_LINES) else text
-    if not found:
+    lines = list(lines_of(data, file))
+    if not lines:
         raise RequestError(f"{file} has no prompt: write one a line")
+    for where, line in lines:
+        yield _prompt_in(line, where) if file.endswith(JSON_LINES) else line
 
 
 def _prompt_in(line: str, where: str) -> str:
@@ -54,10 +50,3 @@ def _prompt_in(line: str, where: str) -> str:
     if not isinstance(prompt, str):
         raise RequestError(f'{where} is no JSON object with a "prompt" that is a text')
     return prompt
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.removeprefix(BOM).decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{where} is not UTF-8 (byte {data[error.start]:#04x}): save the text as UTF-8") from error

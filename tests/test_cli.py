@@ -42,6 +42,12 @@ def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.P
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+def test_the_options_of_all_commands_need_no_heavy_library() -> None:
+    """So that `--help` and a mistake in an option are answered at once."""
+    program = "import sys; from jaxllm.cli import parser; parser(); print(*{'jax', 'numpy', 'transformers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_generate_prints_prompt_and_answer_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(folder), "abc", "x", "--devices", "1", "--max-tokens", "9"]) == 0
     llm = LLM(folder, devices=1)

@@ -96,7 +96,7 @@ def test_hellaswag_has_the_delimiter_of_lm_evals_task(
     folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text(json.dumps({"query": "Roof:", "choices": [" How", "x"], "gold": 0}) + "\n")
-    monkeypatch.setattr("jaxllm.score_command.hellaswag", lambda: file)
+    monkeypatch.setattr("jaxllm.score_run.hellaswag", lambda: file)
     assert score(folder, "hellaswag") == 0
     assert "delimiter: ' ' before each of 2 choices" in capsys.readouterr().out
 
@@ -107,7 +107,7 @@ def test_truncated_runs_of_other_lengths_do_not_mix(
     for length, code in ((32, 0), (32, 0), (24, 1)):
         options = ("--truncate", "--max-model-len", length, "--output", tmp_path / "answers.jsonl")
         assert score(folder, file, *options) == code
-    assert "holds another run (truncate differ)" in capsys.readouterr().err
+    assert "holds another run (other truncate)" in capsys.readouterr().err
 
 
 def test_runs_of_other_delimiters_do_not_mix(
@@ -116,13 +116,13 @@ def test_runs_of_other_delimiters_do_not_mix(
     output = tmp_path / "answers.jsonl"
     assert score(folder, file, "--output", output) == 0
     assert score(folder, file, "--output", output, "--delimiter", " ") == 1
-    assert "holds another run (delimiter differ)" in capsys.readouterr().err
+    assert "holds another run (other delimiter)" in capsys.readouterr().err
     first, *kept = output.read_text().splitlines(keepends=True)
     run = json.loads(first)
     del run["delimiter"]  # as written before there was one
     output.write_text("".join([json.dumps(run) + "\n", *kept]))
     assert score(folder, file, "--output", output) == 1
-    assert "holds another run (delimiter differ)" in capsys.readouterr().err
+    assert "holds another run (other delimiter)" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +203,7 @@ def test_what_is_no_text_is_named(folder: Path, file: Path, tmp_path: Path, caps
     good = json.dumps(LINES[0]).encode()
     for content, said in [
         (good + b"\n" + good.replace(b"yes", b"caf\xe9"), f"{file}, line 2 is not UTF-8 (invalid continuation byte, byte "),
-        (good.decode().encode("utf-16"), f"{file}, line 1 is not UTF-8 (invalid start byte, byte 1): save the file as UTF-8"),
+        (good.decode().encode("utf-16"), f"{file}, line 1 is not UTF-8 (invalid start byte, byte 1, 0xff): save it as UTF-8"),
         (good.replace(b"yes", rb"\ud83d"), f"{file}, line 1: a text holds half of a surrogate pair"),
         (b"\n\n", f"{file} holds no questions"),
     ]:

@@ -229,7 +229,7 @@ def test_json_has_a_line_for_each_sample(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"fine\nb\xffd\n", "a.txt, line 2 is not UTF-8 (byte 0xff)"),
+        ("a.txt", b"fine\nb\xffd\n", "a.txt, line 2 is not UTF-8 (invalid start byte, byte 2, 0xff)"),
         ("a.txt", b"\n\n", "a.txt has no prompt"),
         ("a.jsonl", b'{"prompt": "fine"}\n"text"\n', 'a.jsonl, line 2 is no JSON object with a "prompt"'),
         ("a.jsonl", b'{"prompt": 5}\n', "a.jsonl, line 1 is no JSON object"),
