@@ -26,9 +26,9 @@ from bench.machine import describe, matmul_rate, process_seconds, report
 from bench.prediction import predict, target_layout, target_scorer
 from bench.subject import Subject, add_options
 from jaxllm.config import ModelConfig
-from jaxllm.encoding import PairEncoder, fit
-from jaxllm.evaluate import Answer, Question, accuracy, read_questions
-from jaxllm.score import Packing, Pair, Scorer, row_length
+from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy, read_questions
+from jaxllm.requests.encoding import PairEncoder, fit
+from jaxllm.scoring.scorer import Packing, Pair, Scorer, row_length
 from sharding.layout import Layout
 
 

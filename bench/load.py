@@ -38,7 +38,7 @@ from checkpoints.names import axis_sizes
 from checkpoints.safetensors_writer import SafetensorsFiles
 from checkpoints.target import Entry, Piece
 from jaxllm.config import ModelConfig
-from jaxllm.presets import PRESETS
+from jaxllm.planning.presets import PRESETS
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.measure import copy_rate
+from jaxllm.planning.measure import copy_rate
 
 PACKAGES = ("jax", "jaxlib", "flax", "transformers", "torch")
 

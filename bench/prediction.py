@@ -11,10 +11,10 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from jaxllm.presets import PRESETS
-from jaxllm.roofline import REACHED, StepSeconds, score_step
-from jaxllm.score import Packing, Scorer, row_length
-from jaxllm.steps import Steps
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.presets import PRESETS
+from jaxllm.planning.roofline import REACHED, StepSeconds, score_step
+from jaxllm.scoring.scorer import Packing, Scorer, row_length
 from sharding.hardware import hardware
 from sharding.hlo import analyse
 from sharding.layout import Layout, make_layout

@@ -11,15 +11,15 @@ from bench.machine import copy_bandwidth, matmul_rate
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import compiled_dir, resolve
 from checkpoints.load import load, random_leaves
-from jaxllm.compile_cache import use_compilation_cache
 from jaxllm.config import ModelConfig
-from jaxllm.engine import Engine
-from jaxllm.plan import Plan, Run
-from jaxllm.presets import PRESETS
-from jaxllm.remedies import plan_or_refuse
-from jaxllm.sampling_params import SamplingParams
-from jaxllm.scheduler import Sequence
-from jaxllm.steps import Steps
+from jaxllm.execution.compile_cache import use_compilation_cache
+from jaxllm.execution.steps import Steps
+from jaxllm.generation.engine import Engine
+from jaxllm.generation.scheduler import Sequence
+from jaxllm.planning.plan import Plan, Run
+from jaxllm.planning.presets import PRESETS
+from jaxllm.planning.remedies import plan_or_refuse
+from jaxllm.requests.sampling_params import SamplingParams
 from sharding.layout import NAMES
 from sharding.mesh import pick_devices, virtual_cpu_devices
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding
 
 from jaxllm.config import ModelConfig
-from jaxllm.model import Decoder
+from jaxllm.decoder.model import Decoder
 from sharding.layout import Axes, Layout
 from sharding.padding import PAD, pad_heads, pad_tail
 

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from jaxllm.llm import LLM
-    from jaxllm.prompts import TextPrompt, TokensPrompt
-    from jaxllm.requests import CompletionOutput, Logprob, RequestError, RequestOutput
-    from jaxllm.sampling_params import SamplingParams
+    from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
+    from jaxllm.requests.prompts import TextPrompt, TokensPrompt
+    from jaxllm.requests.sampling_params import SamplingParams
     from sharding.mesh import virtual_cpu_devices
 
 __version__ = "0.1.0"
@@ -29,9 +29,9 @@ __all__ = [
 
 _HOMES = {
     "LLM": "jaxllm.llm",
-    "SamplingParams": "jaxllm.sampling_params",
-    "TextPrompt": "jaxllm.prompts",
-    "TokensPrompt": "jaxllm.prompts",
+    "SamplingParams": "jaxllm.requests.sampling_params",
+    "TextPrompt": "jaxllm.requests.prompts",
+    "TokensPrompt": "jaxllm.requests.prompts",
     "virtual_cpu_devices": "sharding.mesh",
 }
 
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES.get(name, "jaxllm.requests")), name)
+    return getattr(import_module(_HOMES.get(name, "jaxllm.requests.outputs")), name)
 
 
 def __dir__() -> list[str]:

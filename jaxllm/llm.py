@@ -22,17 +22,21 @@ from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, plan
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
-from jaxllm import checks
-from jaxllm.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar
-from jaxllm.chat_template import encode_chat
-from jaxllm.compile_cache import use_compilation_cache
-from jaxllm.compiling import COUNTER
 from jaxllm.config import ModelConfig
-from jaxllm.encoding import PairEncoder, fit
-from jaxllm.engine import Engine
+from jaxllm.execution.compile_cache import use_compilation_cache
+from jaxllm.execution.compile_counter import COUNTER
+from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.fair_lock import FairLock
-from jaxllm.plan import Run, default_dtype
-from jaxllm.prompts import (
+from jaxllm.generation.engine import Engine
+from jaxllm.generation.request import Request, RequestMaker
+from jaxllm.planning.plan import Run, default_dtype
+from jaxllm.planning.remedies import plan_or_refuse
+from jaxllm.requests import checks
+from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar
+from jaxllm.requests.chat_template import encode_chat
+from jaxllm.requests.encoding import PairEncoder, fit
+from jaxllm.requests.outputs import RequestError, RequestOutput
+from jaxllm.requests.prompts import (
     Messages,
     ParsedPrompt,
     Prompt,
@@ -43,13 +47,9 @@ from jaxllm.prompts import (
     parse_prompts,
     parse_score_requests,
 )
-from jaxllm.remedies import plan_or_refuse
-from jaxllm.request import Request, RequestMaker
-from jaxllm.requests import RequestError, RequestOutput
-from jaxllm.sampling_params import SamplingParams, from_generation_config
-from jaxllm.score import Packing, Score, Scorer, row_length
-from jaxllm.steps import MAX_STEPS, Steps
-from jaxllm.vllm_arguments import LLM_ELSEWHERE
+from jaxllm.requests.sampling_params import SamplingParams, from_generation_config
+from jaxllm.requests.vllm_arguments import LLM_ELSEWHERE
+from jaxllm.scoring.scorer import Packing, Score, Scorer, row_length
 from sharding.mesh import pick_devices
 
 Prompts = Prompt | Sequence[Prompt]
@@ -82,7 +82,7 @@ class LLM:
       hf_overrides: laid over the values of config.json.
       generation_config: "auto": requests without SamplingParams sample as the model's generation_config.json says; "vllm": by
         the defaults of SamplingParams.
-      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.plan`).
+      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.planning.plan`).
       wait: until the weights are loaded; without it the first use does.
 
     Any number of threads may use it: their requests run together. Neither a forked process nor a pickle can take it along.

@@ -466,7 +466,7 @@ def _open_configs(folder: Path) -> None:
 
 
 def _open_config(file: Path) -> None:
-    from jaxllm.rope import inverse_frequencies
+    from jaxllm.decoder.rope import inverse_frequencies
 
     _, config, _ = read_hf(read_json(file), str(file))
     for rope in {config.rope, config.local_rope} - {None}:

@@ -57,7 +57,18 @@ def model_in(folder: Path) -> Path:
 def start(model: Path, xdg: Path) -> subprocess.Popen[str]:
     """`jaxllm generate` with its caches in `xdg`, as a process that has just begun."""
     xdg.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "jaxllm.cli", "generate", str(model), "abc", "--virtual-devices", "2", "--max-tokens", "400"]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxllm.commands.cli",
+        "generate",
+        str(model),
+        "abc",
+        "--virtual-devices",
+        "2",
+        "--max-tokens",
+        "400",
+    ]
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [sys.executable, "-c", UNIGNORED, *command], env=environment_in(xdg), stdin=pipe, stdout=pipe, stderr=pipe, text=True

@@ -13,8 +13,8 @@ from pathlib import Path
 from bench.peers import LMEval
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import resolve
-from jaxllm.encoding import PairEncoder
-from jaxllm.evaluate import read_questions
+from jaxllm.evaluation.multiple_choice import read_questions
+from jaxllm.requests.encoding import PairEncoder
 
 RECORD = Path(__file__).parent / "data" / "smollm2_hellaswag.json"
 

@@ -29,7 +29,7 @@ class Person:
         termios.tcsetwinsize(there, (24, 100))
         self._here = here
         self.raw = b""
-        command = [sys.executable, "-m", "jaxllm.cli", *arguments]
+        command = [sys.executable, "-m", "jaxllm.commands.cli", *arguments]
         self._process = subprocess.Popen(
             [sys.executable, "-c", UNIGNORED, *command],
             env=environment_in(xdg) | {"TERM": "dumb"},

@@ -23,23 +23,23 @@ PACKAGES = ("bench", "checkpoints", "jaxllm", "sharding")
 MAY_IMPORT = {
     "sharding": ("sharding",),
     "jaxllm": ("jaxllm", "sharding"),
-    "checkpoints": ("checkpoints", "jaxllm.config", "jaxllm.model", "jaxllm.rope", "sharding"),
+    "checkpoints": ("checkpoints", "jaxllm.config", "jaxllm.decoder.model", "jaxllm.decoder.rope", "sharding"),
     "jaxllm.llm": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.checkpoint_commands": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.cli": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.cache_command": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.families_command": ("checkpoints", "jaxllm"),
-    "jaxllm.model_options": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.plan_report": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.warmup_command": ("checkpoints", "jaxllm", "sharding"),
-    "jaxllm.evaluate": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.checkpoints": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.cli": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.cache": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.families": ("checkpoints", "jaxllm"),
+    "jaxllm.commands.model_options": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.plan_report": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.commands.warmup": ("checkpoints", "jaxllm", "sharding"),
+    "jaxllm.evaluation.multiple_choice": ("checkpoints", "jaxllm", "sharding"),
     "bench": PACKAGES,
 }
 # What only some modules may import.
 ONLY_IN = {
     "accelerate": ("bench.peers",),
     "gguf": ("checkpoints",),
-    "jaxllm.engine": ("bench", "jaxllm.engine", "jaxllm.integrations", "jaxllm.llm"),
+    "jaxllm.generation.engine": ("bench", "jaxllm.generation.engine", "jaxllm.integrations", "jaxllm.llm"),
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
     "torch": ("bench.peers", "checkpoints.torch_files"),
@@ -49,18 +49,18 @@ SHARDING_MAY_IMPORT = ("jax", "numpy", "sharding")
 # Host side: neither these nor what they import know of jax.
 WITHOUT_JAX = (
     "jaxllm.buckets",
-    "jaxllm.checks",
+    "jaxllm.requests.checks",
     "jaxllm.config",
-    "jaxllm.interrupt",
-    "jaxllm.mechanisms",
-    "jaxllm.presets",
-    "jaxllm.prompt_sources",
-    "jaxllm.prompts",
-    "jaxllm.requests",
-    "jaxllm.sampling_params",
-    "jaxllm.scheduler",
-    "jaxllm.terminal",
-    "jaxllm.trie",
+    "jaxllm.commands.interrupt",
+    "jaxllm.decoder.mechanisms",
+    "jaxllm.planning.presets",
+    "jaxllm.commands.prompt_sources",
+    "jaxllm.requests.prompts",
+    "jaxllm.requests.outputs",
+    "jaxllm.requests.sampling_params",
+    "jaxllm.generation.scheduler",
+    "jaxllm.commands.terminal",
+    "jaxllm.scoring.trie",
     "sharding.absent_gpu",
     "sharding.padding",
 )
@@ -198,7 +198,7 @@ from . import llama
 from .. import load
 from ..names import rule
 if TYPE_CHECKING:
-    from jaxllm.model import Decoder
+    from jaxllm.decoder.model import Decoder
 def late():
     from .gemma import read
 """
@@ -207,7 +207,7 @@ def late():
     first = {"jax.numpy", "torch", "typing", "jaxllm", "jaxllm.config"}
     first |= {"checkpoints.families.llama", "checkpoints.load", "checkpoints.names"}
     assert found.at_import == first
-    assert found.all == first | {"jaxllm.model", "checkpoints.families.gemma"}
+    assert found.all == first | {"jaxllm.decoder.model", "checkpoints.families.gemma"}
 
 
 @pytest.mark.parametrize(
@@ -215,12 +215,12 @@ def late():
     [
         ("sharding.mesh", "jaxllm.config"),
         ("sharding.mesh", "checkpoints"),
-        ("jaxllm.model", "checkpoints.names"),
-        ("jaxllm.engine", "checkpoints.load"),
-        ("jaxllm.model", "jaxllm.engine"),
+        ("jaxllm.decoder.model", "checkpoints.names"),
+        ("jaxllm.generation.engine", "checkpoints.load"),
+        ("jaxllm.decoder.model", "jaxllm.generation.engine"),
         ("jaxllm.llm", "bench.latency"),
         ("checkpoints.load", "jaxllm"),
-        ("checkpoints.load", "jaxllm.engine"),
+        ("checkpoints.load", "jaxllm.generation.engine"),
         ("checkpoints.load", "torch"),
         ("bench.hellaswag", "torch.nn"),
     ],
@@ -234,7 +234,7 @@ def test_a_wrong_import_is_seen(module: str, name: str) -> None:
     [
         ("checkpoints.load", "jaxllm.config"),
         ("jaxllm.llm", "checkpoints.load"),
-        ("jaxllm.llm", "jaxllm.engine"),
+        ("jaxllm.llm", "jaxllm.generation.engine"),
         ("bench.peers.transformers", "torch"),
         ("jaxllm.configs", "jaxllm.config"),
     ],

@@ -16,7 +16,7 @@ import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, SamplingParams
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.P
 
 def test_the_options_of_all_commands_need_no_heavy_library() -> None:
     """So that `--help` and a mistake in an option are answered at once."""
-    program = "import sys; from jaxllm.cli import parser; parser(); print(*{'jax', 'numpy', 'transformers'} & sys.modules.keys())"
+    program = "import sys; from jaxllm.commands.cli import parser; parser(); print(*{'jax', 'numpy', 'transformers'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "\n"
 
 

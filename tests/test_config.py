@@ -18,8 +18,8 @@ from checkpoints.errors import CheckpointError
 from checkpoints.families import read_hf
 from checkpoints.families.hf_common import NO_EFFECT
 from jaxllm.config import ModelConfig, RopeConfig
-from jaxllm.presets import PRESETS
-from jaxllm.rope import inverse_frequencies
+from jaxllm.decoder.rope import inverse_frequencies
+from jaxllm.planning.presets import PRESETS
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",

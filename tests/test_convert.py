@@ -38,9 +38,9 @@ from checkpoints.parameters import names_of_parameters
 from checkpoints.safetensors_writer import header, write_file
 from checkpoints.target import Entry
 from checkpoints.verify import compare
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 from jaxllm.config import ModelConfig, RopeConfig
-from jaxllm.presets import PRESETS
+from jaxllm.planning.presets import PRESETS
 
 
 def run(source: Path, target: Path, *options: str) -> int:
@@ -300,7 +300,7 @@ def test_a_tied_head_that_differs_is_not_dropped(tmp_path: Path, capsys: pytest.
 PEAK = """
 import sys
 from bench.machine import peak_bytes
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 code = main(sys.argv[1:])
 print(peak_bytes())
 sys.exit(code)
@@ -403,7 +403,18 @@ def test_killed_at_random_moments_the_target_is_whole_or_absent(tmp_path: Path, 
     sizes = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 700, "num_hidden_layers": 4}
     source, target = write_tiny(tmp_path / "source", **sizes), tmp_path / "target"
     job = plan(open_checkpoint(source), target, to=to)
-    command = [sys.executable, "-m", "jaxllm.cli", "convert", str(source), str(target), "--max-shard-size", "400kB", "--to", to]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxllm.commands.cli",
+        "convert",
+        str(source),
+        str(target),
+        "--max-shard-size",
+        "400kB",
+        "--to",
+        to,
+    ]
     rng = random.Random(0)
     killed = 0
     while killed < 20:

@@ -9,10 +9,10 @@ from functools import partial
 import jax
 import pytest
 
-from jaxllm import programs
-from jaxllm.plan import cache_bytes
-from jaxllm.presets import PRESETS
-from jaxllm.steps import Steps
+from jaxllm.execution import programs
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.plan import cache_bytes
+from jaxllm.planning.presets import PRESETS
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxllm.delimiter import delimiter_for, describe
+from jaxllm.evaluation.delimiter import delimiter_for, describe
 
 
 @pytest.mark.parametrize(

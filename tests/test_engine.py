@@ -13,13 +13,13 @@ from tiny_checkpoint import write_tiny
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
-from jaxllm import cache as kv
-from jaxllm import ladder as ladder_module
-from jaxllm.batch import SamplingBatch, TokenBatch
-from jaxllm.engine import Engine
-from jaxllm.sampling_params import SamplingParams
-from jaxllm.scheduler import Sequence
-from jaxllm.steps import MAX_STEPS, Steps
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.batch import SamplingBatch, TokenBatch
+from jaxllm.execution import cache_shapes as ladder_module
+from jaxllm.execution.steps import MAX_STEPS, Steps
+from jaxllm.generation.engine import Engine
+from jaxllm.generation.scheduler import Sequence
+from jaxllm.requests.sampling_params import SamplingParams
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 

@@ -11,8 +11,8 @@ import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, RequestError
-from jaxllm.cli import main
-from jaxllm.evaluate import Answer, Question, Results, accuracy, hellaswag, read_questions
+from jaxllm.commands.cli import main
+from jaxllm.evaluation.multiple_choice import Answer, Question, Results, accuracy, hellaswag, read_questions
 
 LINES: list[dict[str, Any]] = [
     {"query": f"{'a long ' * (i % 3)}question {i % 5}:", "choices": ["yes", "no", f"perhaps {i}"][: 2 + i % 2], "gold": i % 2}
@@ -96,7 +96,7 @@ def test_hellaswag_has_the_delimiter_of_lm_evals_task(
     folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text(json.dumps({"query": "Roof:", "choices": [" How", "x"], "gold": 0}) + "\n")
-    monkeypatch.setattr("jaxllm.score_run.hellaswag", lambda: file)
+    monkeypatch.setattr("jaxllm.commands.score_run.hellaswag", lambda: file)
     assert score(folder, "hellaswag") == 0
     assert "delimiter: ' ' before each of 2 choices" in capsys.readouterr().out
 
@@ -276,7 +276,7 @@ def test_hellaswag_by_name_is_worded_as_lm_evals_task(tmp_path: Path, monkeypatc
     task = pytest.importorskip("lm_eval.tasks.hellaswag.utils")
     rows = datasets.Dataset.from_list(ROWS)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    monkeypatch.setattr("jaxllm.evaluate.cache_dir", lambda: tmp_path / "models")
+    monkeypatch.setattr("jaxllm.evaluation.multiple_choice.cache_dir", lambda: tmp_path / "models")
     path = hellaswag()
     expected = [(doc["query"], tuple(doc["choices"]), doc["gold"]) for doc in task.process_docs(rows)]
     assert [(q.query, q.choices, q.gold) for q in read_questions(path)] == expected

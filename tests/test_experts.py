@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import experts, programs
 from jaxllm.config import Experts
-from jaxllm.presets import PRESETS
-from jaxllm.steps import Steps
+from jaxllm.decoder import moe as experts
+from jaxllm.execution import programs
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.presets import PRESETS
 from sharding.layout import make_layout
 from sharding.targets import target_devices
 

@@ -17,9 +17,9 @@ from checkpoints.errors import CheckpointError
 from checkpoints.families import FAMILIES, read_hf
 from checkpoints.load import load
 from checkpoints.verify import compare
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 from jaxllm.config import ModelConfig, RopeConfig
-from jaxllm.mechanisms import mechanisms
+from jaxllm.decoder.mechanisms import mechanisms
 from sharding.layout import make_layout
 
 

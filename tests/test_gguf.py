@@ -26,7 +26,7 @@ from checkpoints.gguf_tokenizer import build_tokenizer
 from checkpoints.hub import WHEEL_MODELS, cache_dir
 from checkpoints.load import load
 from jaxllm.config import RopeConfig
-from jaxllm.rope import inverse_frequencies
+from jaxllm.decoder.rope import inverse_frequencies
 from sharding.layout import make_layout
 
 CONFIG: dict[str, Any] = {

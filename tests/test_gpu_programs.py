@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm import cache as kv
-from jaxllm import programs
-from jaxllm.presets import PRESETS
-from jaxllm.steps import Steps
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.execution import programs
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.presets import PRESETS
 from sharding.hardware import absent_devices, hardware
 from sharding.hlo import Program, analyse
 from sharding.layout import Layout, make_layout

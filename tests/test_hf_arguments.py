@@ -11,8 +11,8 @@ from tiny_checkpoint import write_tokenizer
 from transformers import AutoTokenizer
 
 from jaxllm import RequestError
-from jaxllm.encoding import PairEncoder
 from jaxllm.integrations.hf_arguments import llm_options
+from jaxllm.requests.encoding import PairEncoder
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
 
-from jaxllm.compile_cache import use_compilation_cache
+from jaxllm.execution.compile_cache import use_compilation_cache
 from sharding.hlo import Program, analyse
 from sharding.hlo_text import Array, parse
 from sharding.targets import compile_for_cuda, target_devices, target_kinds

@@ -15,7 +15,7 @@ from terminals import UNIGNORED
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = """
 import signal, sys, time
-from jaxllm.interrupt import Interrupts
+from jaxllm.commands.interrupt import Interrupts
 interrupts = Interrupts()
 interrupts.install()
 
@@ -31,8 +31,8 @@ ready()
 lock(mutex)
 """
 SWALLOWED = """
-import gc, jaxllm.interrupt
-jaxllm.interrupt.GRACE = 20  # on a busy machine one second passes before it has unwound
+import gc, jaxllm.commands.interrupt
+jaxllm.commands.interrupt.GRACE = 20  # on a busy machine one second passes before it has unwound
 def callback(phase, info):
     if phase == "start":
         ready()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm import cache as kv
-from jaxllm.ladder import CacheLadder
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.execution.cache_shapes import CacheLadder
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
 

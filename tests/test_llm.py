@@ -15,10 +15,10 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.hub import resolve
 from jaxllm import LLM, RequestError, RequestOutput, SamplingParams
-from jaxllm import plan as plan_module
 from jaxllm.llm import Progress
-from jaxllm.plan import USABLE
-from jaxllm.remedies import DoesNotFitError
+from jaxllm.planning import plan as plan_module
+from jaxllm.planning.plan import USABLE
+from jaxllm.planning.remedies import DoesNotFitError
 from sharding.mesh import DeviceError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
 
-from jaxllm.cli import main
-from jaxllm.delimiter import delimiter_for
-from jaxllm.evaluate import Answer, Question, accuracy
+from jaxllm.commands.cli import main
+from jaxllm.evaluation.delimiter import delimiter_for
+from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")
 pytest.importorskip("torch", reason="lm-eval's own model needs torch: pip install -e '.[reference]'")

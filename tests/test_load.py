@@ -23,7 +23,7 @@ from checkpoints.load import load, names_of_parameters, plan, random_leaves
 from checkpoints.parameters import Parameter, parameters
 from checkpoints.safetensors import SafetensorsSource
 from jaxllm.config import ModelConfig
-from jaxllm.model import Decoder
+from jaxllm.decoder.model import Decoder
 from sharding.layout import Layout, make_layout
 from sharding.padding import PAD
 

@@ -8,7 +8,7 @@ from families import records, write
 from tiny import random_row
 
 from jaxllm import LLM, SamplingParams
-from jaxllm.requests import RequestOutput
+from jaxllm.requests.outputs import RequestOutput
 
 SHORT = 120  # tokens that are turned by the short factors
 LENGTHS = (30, 100, SHORT - 1, SHORT, SHORT + 1, 90)

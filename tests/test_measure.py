@@ -10,11 +10,11 @@ import jax
 import pytest
 from tiny_checkpoint import CONFIG
 
-from jaxllm import measure
-from jaxllm.cli import main
-from jaxllm.measure import measured
-from jaxllm.presets import PRESETS
-from jaxllm.roofline import decode_step
+from jaxllm.commands.cli import main
+from jaxllm.planning import measure
+from jaxllm.planning.measure import measured
+from jaxllm.planning.presets import PRESETS
+from jaxllm.planning.roofline import decode_step
 from sharding.hardware import Hardware
 from sharding.layout import make_layout
 

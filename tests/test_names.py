@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from checkpoints.families import FAMILIES, GGUF_FAMILIES
 from checkpoints.names import Rule, Rules, axis_sizes
 from checkpoints.pattern import Part, Pattern
-from jaxllm.presets import PRESETS
+from jaxllm.planning.presets import PRESETS
 
 
 @st.composite

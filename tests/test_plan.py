@@ -8,13 +8,13 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxllm import cache as kv
-from jaxllm.estimate import estimates
-from jaxllm.plan import Run, cache_bytes, find_plan, layouts, weight_bytes
-from jaxllm.presets import PRESETS
-from jaxllm.remedies import DoesNotFitError, plan_or_refuse, remedies
-from jaxllm.roofline import StepSeconds, decode_step, score_step, seconds_per_token
-from jaxllm.steps import Steps
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.estimate import estimates
+from jaxllm.planning.plan import Run, cache_bytes, find_plan, layouts, weight_bytes
+from jaxllm.planning.presets import PRESETS
+from jaxllm.planning.remedies import DoesNotFitError, plan_or_refuse, remedies
+from jaxllm.planning.roofline import StepSeconds, decode_step, score_step, seconds_per_token
 from sharding.hardware import AbsentDevice, absent, absent_devices, named
 from sharding.layout import make_layout
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_checkpoint import CONFIG
 
 from checkpoints.checkpoint import read_config
-from jaxllm.cli import main
-from jaxllm.plan import cache_bytes
-from jaxllm.presets import PRESETS
+from jaxllm.commands.cli import main
+from jaxllm.planning.plan import cache_bytes
+from jaxllm.planning.presets import PRESETS
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm import RequestError, SamplingParams
-from jaxllm.prompts import ParsedPrompt, parse_conversations, parse_prompts, parse_score_requests
+from jaxllm.requests.prompts import ParsedPrompt, parse_conversations, parse_prompts, parse_score_requests
 
 A, IDS = ParsedPrompt("a", None), ParsedPrompt(None, [1, 2])
 

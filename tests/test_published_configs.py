@@ -15,9 +15,10 @@ from tiny import random_row, randomise
 
 from checkpoints.checkpoint import open_checkpoint, read_config
 from checkpoints.errors import CheckpointError
-from jaxllm import LLM, SamplingParams, steps
+from jaxllm import LLM, SamplingParams
 from jaxllm.config import ModelConfig
-from jaxllm.steps import compiler_options
+from jaxllm.execution import steps
+from jaxllm.execution.steps import compiler_options
 
 PROMPT = random_row(0, [20], 0, 96).prompt
 NEW = 12

@@ -9,7 +9,7 @@ from tiny import DEFAULTS, Run, random_row, reference, write
 
 from checkpoints.families import read_hf
 from jaxllm.config import ModelConfig, RopeConfig
-from jaxllm.rope import inverse_frequencies, rope_angles, rotate
+from jaxllm.decoder.rope import inverse_frequencies, rope_angles, rotate
 
 MAX_POSITION = 24
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITION}

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.batch import Controls, Randomness, Sampled, SamplingBatch
-from jaxllm.sampling import _filter as filter_logits
-from jaxllm.sampling import adjust, sample
+from jaxllm.decoder.batch import Controls, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.sampling import _filter as filter_logits
+from jaxllm.execution.sampling import adjust, sample
 
 V = 50
 run = jax.jit(sample, static_argnames="top_logprobs")

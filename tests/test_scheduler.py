@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.requests import Logprob
-from jaxllm.sampling_params import SamplingParams
-from jaxllm.scheduler import Scheduler, Sequence
+from jaxllm.generation.scheduler import Scheduler, Sequence
+from jaxllm.requests.outputs import Logprob
+from jaxllm.requests.sampling_params import SamplingParams
 
 
 def sequence(

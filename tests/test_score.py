@@ -17,12 +17,12 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
 from jaxllm import LLM, RequestError
-from jaxllm import tree_attention as trees
-from jaxllm.attention import Softmax
-from jaxllm.evaluate import read_questions
-from jaxllm.score import TARGETS, Scorer
-from jaxllm.steps import Steps
-from jaxllm.trie import Trie, pack
+from jaxllm.decoder import tree_attention as trees
+from jaxllm.decoder.attention import Softmax
+from jaxllm.evaluation.multiple_choice import read_questions
+from jaxllm.execution.steps import Steps
+from jaxllm.scoring.scorer import TARGETS, Scorer
+from jaxllm.scoring.trie import Trie, pack
 from sharding.layout import make_layout
 
 Pairs = list[tuple[list[int], list[int]]]

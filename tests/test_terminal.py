@@ -20,9 +20,9 @@ from test_compile_cache import environment_in
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, SamplingParams
-from jaxllm.cli import main
-from jaxllm.model_options import LAYOUTS
-from jaxllm.terminal import Terminal
+from jaxllm.commands.cli import main
+from jaxllm.commands.model_options import LAYOUTS
+from jaxllm.commands.terminal import Terminal
 from sharding.layout import NAMES
 
 ONE = ["--virtual-devices", "1"]
@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def jaxllm(xdg: Path, *arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
     """A process of its own, with these bytes to read."""
-    command = [sys.executable, "-m", "jaxllm.cli", *arguments]
+    command = [sys.executable, "-m", "jaxllm.commands.cli", *arguments]
     return subprocess.run(command, env=environment_in(xdg) | environment, input=stdin, capture_output=True, cwd=xdg)
 
 
@@ -322,7 +322,7 @@ def test_a_closed_pipe_ends_it_quietly(folder: Path, home: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jaxllm.cli", "families"]
+    command = [sys.executable, "-m", "jaxllm.commands.cli", "families"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=environment_in(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "jaxllm: [Errno 28] No space left on device\n")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.hub import resolve
-from jaxllm.text import Detokenizer
+from jaxllm.generation.detokenizer import Detokenizer
 
 TEXTS = [
     "The capital of France is Paris.",

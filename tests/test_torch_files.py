@@ -18,7 +18,7 @@ from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.torch_files import TorchSource
 from checkpoints.verify import compare
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 
 torch = pytest.importorskip("torch")
 

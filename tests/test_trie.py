@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.trie import Row, Trie, best_fit, pack
+from jaxllm.scoring.trie import Row, Trie, best_fit, pack
 
 many = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=30)
 

@@ -16,7 +16,7 @@ from checkpoints import verify, view
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.verify import Compared, compare, differing_config
-from jaxllm.cli import main
+from jaxllm.commands.cli import main
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

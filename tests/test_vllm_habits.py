@@ -15,8 +15,8 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 
 import jaxllm
 from jaxllm import LLM, RequestError, SamplingParams, TextPrompt, TokensPrompt
-from jaxllm.arguments import dtype_name
-from jaxllm.vllm_arguments import LLM_ELSEWHERE, SAMPLING_ELSEWHERE
+from jaxllm.requests.arguments import dtype_name
+from jaxllm.requests.vllm_arguments import LLM_ELSEWHERE, SAMPLING_ELSEWHERE
 
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7, "eos_token_id": [257, 5]}
 

@@ -12,12 +12,12 @@ from families import records, write
 from tiny import Row, Run, random_row
 
 from jaxllm import LLM, SamplingParams
-from jaxllm import cache as kv
-from jaxllm.attention import Softmax, attend, attend_by_blocks
-from jaxllm.batch import TokenBatch
 from jaxllm.buckets import MAX_CHUNK
-from jaxllm.cache import LayerCache
-from jaxllm.plan import cache_bytes
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.attention import Softmax, attend, attend_by_blocks
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.decoder.kv_cache import LayerCache
+from jaxllm.planning.plan import cache_bytes
 from sharding.layout import make_layout
 
 CONTEXT = 4096

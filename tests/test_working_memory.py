@@ -7,12 +7,12 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxllm import programs
 from jaxllm.config import ModelConfig
-from jaxllm.plan import layouts
-from jaxllm.presets import PRESETS
-from jaxllm.steps import Steps
-from jaxllm.working_memory import score_bytes, step_bytes
+from jaxllm.execution import programs
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.plan import layouts
+from jaxllm.planning.presets import PRESETS
+from jaxllm.planning.working_memory import score_bytes, step_bytes
 from sharding.layout import make_layout
 
 SMOL = replace(PRESETS["smollm2-135m"], num_layers=2)

@@ -15,9 +15,9 @@ import pytest
 from bench.peers import empty_cache
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load
-from jaxllm import cache as kv
-from jaxllm.batch import TokenBatch
-from jaxllm.steps import Steps, compiler_options
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.execution.steps import Steps, compiler_options
 from sharding.layout import make_layout
 
 DEFAULTS: dict[str, Any] = {

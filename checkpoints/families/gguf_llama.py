@@ -9,7 +9,7 @@ from checkpoints.errors import CheckpointError
 from checkpoints.gguf import GGUFSource
 from checkpoints.names import Rule, Rules
 from jaxllm.config import ModelConfig, RopeConfig
-from jaxllm.rope import inverse_frequencies
+from jaxllm.decoder.rope import inverse_frequencies
 
 _BLOCK = "blk.{i}."
 _ROPE_FREQS = "rope_freqs.weight"

@@ -159,7 +159,7 @@ def read_dtype(reader: ConfigReader) -> str:
 
 
 def read_activation(reader: ConfigReader, key: str, default: str) -> Activation:
-    """The name of an activation in `jaxllm.layers`."""
+    """The name of an activation in `jaxllm.decoder.layers`."""
     name = reader.take(key, default)
     if name not in ACTIVATIONS:
         raise CheckpointError(f"{reader.where}: `{key}` {name!r} is not supported; there are {', '.join(ACTIVATIONS)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from jaxllm.requests import RequestError
+from jaxllm.requests.outputs import RequestError
 
 SPLIT = "the model is split over all devices anyway; layout= and devices= say how"
 QUANTISED = "weights are not quantised here; leave it out, and give dtype=bfloat16 to halve them"

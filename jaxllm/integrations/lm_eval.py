@@ -20,8 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from jaxllm import LLM, RequestError, SamplingParams, virtual_cpu_devices
-from jaxllm.encoding import PairEncoder
 from jaxllm.integrations.hf_arguments import llm_options
+from jaxllm.requests.encoding import PairEncoder
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "min_tokens")
 WITHOUT_EFFECT = ("do_sample", "use_cache")

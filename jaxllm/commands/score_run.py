@@ -1,0 +1,148 @@
+"""What `jaxllm score` does: reads questions, scores what is left of them, reports, draws."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxllm.commands.model_options import load
+from jaxllm.evaluation.delimiter import describe as describe_delimiter
+from jaxllm.evaluation.multiple_choice import (
+    Accuracy,
+    Question,
+    Results,
+    accuracy,
+    answers,
+    digest,
+    hellaswag,
+    pack,
+    read_questions,
+)
+from jaxllm.llm import LLM
+from jaxllm.requests.outputs import RequestError
+from jaxllm.scoring.scorer import Packing
+
+
+@dataclass
+class Timeline:
+    """When phases began and ended, in seconds since the timeline was made."""
+
+    phases: list[tuple[str, float, float]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter() - self.started
+        yield
+        self.phases.append((name, begin, time.perf_counter() - self.started))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {end - begin:.1f} s" for name, begin, end in self.phases)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Everything is compiled while the weights are on their way."""
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
+    timeline = Timeline()
+    with timeline.phase("read"):
+        path = hellaswag() if args.file == "hellaswag" else Path(args.file)
+        questions = read_questions(path)
+    if args.file == "hellaswag" and args.delimiter is None:
+        args.delimiter = " "  # as lm-eval's task has it, also before endings that begin with a space
+    with timeline.phase("open the model"):
+        llm = load(args, workload="score", max_num_seqs=1, wait=False)
+    plan = llm.plan
+    run = {
+        "model": args.model,
+        "questions": digest(questions),
+        "delimiter": args.delimiter,
+        "dtype": plan.dtype,
+        "truncate": args.truncate and llm.max_score_len,
+    }
+    results = Results(args.output, run)
+    done = {kept.index for kept in results.answers}
+    left = [i for i in range(len(questions)) if i not in done]
+    print(describe_delimiter([(q.query, choice) for q in questions for choice in q.choices], args.delimiter))
+    if done:
+        print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
+    with contextlib.closing(results):
+        if left:
+            _score(args, llm, timeline, questions, left, results)
+    print(timeline)
+    print(accuracy(questions, results.answers))
+    if args.plot:
+        plot(args.plot, timeline, questions, results)
+
+
+def _score(
+    args: argparse.Namespace, llm: LLM, timeline: Timeline, questions: list[Question], left: list[int], results: Results
+) -> None:
+    with timeline.phase("tokenise and pack"):
+        packing = pack(llm, questions, left, delimiter=args.delimiter, truncate=args.truncate)
+    print(describe(packing, llm))
+    with timeline.phase("compile"):
+        llm.scorer.compile(packing)
+    with timeline.phase("wait for weights"):
+        llm.scorer.params()
+    known = len(questions) - len(left)
+    bar = tqdm(total=len(questions), initial=known, unit="question", disable=not sys.stderr.isatty())
+    with timeline.phase("score"), bar:
+        for found in answers(llm, packing, questions):
+            results.add(found, questions[found.index])
+            bar.update()
+
+
+def describe(packing: Packing, llm: LLM) -> str:
+    """What is shared, how full the rows are and how many are left, in a few lines."""
+    layout = llm.plan.layout
+    left = sum(len(rows) for rows, _ in llm.scorer.turns(packing))
+    return (
+        f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
+        f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled"
+        f"{'' if left == len(packing.rows) else f', {left} of them left'}; layout {layout.name} on "
+        f"{layout.mesh.size} devices, {llm.plan.dtype}"
+    )
+
+
+def plot(path: Path, timeline: Timeline, questions: list[Question], results: Results) -> None:
+    """Phases over time, and accuracy by the length of the questions, as a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), layout="constrained")
+    for row, (name, begin, end) in enumerate(timeline.phases):
+        above.barh(row, end - begin, left=begin)
+        above.text(end, row, f" {name}, {end - begin:.1f} s", va="center")
+    above.set(xlabel="seconds", yticks=[], title="phases")
+    above.invert_yaxis()
+    above.margins(x=0.3)
+    groups = by_length(questions, results)
+    below.errorbar(
+        [length for length, _ in groups],
+        [a.acc_norm for _, a in groups],
+        yerr=[a.acc_norm_stderr for _, a in groups],
+        marker="o",
+        capsize=3,
+    )
+    below.set(xlabel="tokens of query and longest choice", ylabel="acc_norm", title="accuracy by length, with standard errors")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def by_length(questions: list[Question], results: Results, groups: int = 8) -> list[tuple[float, Accuracy]]:
+    """(mean length, accuracy) of equal shares of the questions, shortest first."""
+    found = sorted(results.answers, key=lambda a: a.tokens)
+    size = -(-len(found) // groups)
+    parts = [found[i : i + size] for i in range(0, len(found), size)]
+    return [(sum(a.tokens for a in part) / len(part), accuracy(questions, part)) for part in parts]

@@ -1,0 +1,203 @@
+"""The KV cache: R rows of C blocks of BLOCK positions, dense.
+
+    layer i:  keys   [R, K, C, H, BLOCK]   rows over `data`, KV heads over `model`
+              values [R, K, C, BLOCK, H]
+
+Each is the right operand of a plain batched matrix product as it lies: with keys as [S, H] XLA transposes the whole cache in
+every decode step on a CPU. One block's product is the same code in a cache of any length, so a longer cache leaves a row's bits
+alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
+place there and would convert all of it, twice, for every token.
+
+A layer with a window has fewer blocks, those of the window and a chunk: position p stands at p modulo their length (`ring`).
+
+Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
+rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
+to a higher rung.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
+
+from jaxllm.buckets import MAX_CHUNK, power_of_two
+from jaxllm.config import ModelConfig
+from jaxllm.decoder.batch import TokenBatch
+from sharding.layout import Layout
+from sharding.padding import pad_heads, round_up
+
+AXES = ("rows", "kv_heads", None, None, None)
+BLOCK = 128  # positions
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys [R, K, C, H, BLOCK] and values [R, K, C, BLOCK, H]: arrays, or their shapes."""
+
+    keys: Any
+    values: Any
+
+
+Cache = list[LayerCache]
+
+
+def cache_dtype(dtype: str, platform: str) -> str:
+    """What a model of `dtype` keeps its keys and values in."""
+    return "float32" if platform == "cpu" else dtype
+
+
+def ring(window: int | None, platform: str) -> int | None:
+    """Positions that a layer with this window keeps at most; None: all.
+
+    Before a chunk's first token there are those that it sees, and a chunk never passes the end.
+    """
+    if window is None:
+        return None
+    length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
+    # As many blocks as a GPU has rows are to be avoided (see `positions`): those are powers of two, but for the most there are.
+    while platform == "gpu" and length // BLOCK == power_of_two(length // BLOCK):
+        length += MAX_CHUNK
+    return length
+
+
+def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
+    """Positions of each layer's cache for sequences of `length`."""
+    return [min(length, ring(layer.window, platform) or length) for layer in config.layers]
+
+
+def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+    """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
+    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+    h, sharding = config.head_dim, layout.sharding(AXES)
+
+    def layer(length: int) -> LayerCache:
+        blocks = (rows, slots, length // BLOCK)
+        keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
+        return LayerCache(keys, jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding))
+
+    wanted = lengths(config, layout.platform, length)
+    made = {one: layer(one) for one in set(wanted)}
+    return [made[one] for one in wanted]
+
+
+def positions(layout: Layout, rows: int, length: int) -> int:
+    """Positions of a cache of `rows` for sequences of `length`, a multiple of BLOCK: a block more where it is needed.
+
+    As many rows on a device as blocks, and XLA for GPUs keeps the values of all layers a second time, in another order.
+    """
+    square = layout.platform == "gpu" and rows // layout.data == length // BLOCK > 1
+    return length + BLOCK if square else length
+
+
+def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+    """An empty cache on the devices."""
+    shapes = abstract(config, layout, rows, length, dtype)
+    return [LayerCache(*(zeros(x)() for x in layer)) for layer in shapes]
+
+
+@lru_cache(maxsize=16)
+def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
+    """What makes an empty array of the cache. Kept: a new function would be traced anew for every array of every layer."""
+    return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)
+
+
+def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
+    """The same content with more rows or positions, in these shapes. The old cache is consumed, one array at a time.
+
+    A row keeps its index within its share of the `data` axis. A ring that has all its positions gets no more.
+    """
+    grown = []
+    for layer in shapes:
+        pairs = zip(cache.pop(0), layer, strict=True)
+        keys, values = (old if old.shape == new.shape else grow(old, layout, new.shape) for old, new in pairs)
+        grown.append(LayerCache(jax.block_until_ready(keys), values))
+    return grown
+
+
+@partial(jax.jit, static_argnames=("layout", "shape"))
+def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    spec = layout.spec(AXES)
+
+    def local(x: jax.Array) -> jax.Array:
+        target = (shape[0] // layout.data, x.shape[1], *shape[2:])
+        return jnp.pad(x, [(0, new - now) for now, new in zip(x.shape, target, strict=True)])
+
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=spec, out_specs=spec)(old)
+
+
+def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch, *, wraps: bool) -> LayerCache:
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring.
+
+    A chunk of T tokens stands within one block or is whole blocks.
+    """
+    start = batch.start % (cache.values.shape[2] * BLOCK) if wraps else batch.start
+    where = (start, batch.slots, batch.valid)
+    b, k, t, h = values.shape
+    blocks = -(-t // BLOCK)
+    keys = keys.reshape(b, k, h, blocks, -1).swapaxes(2, 3)
+    values = values.reshape(b, k, blocks, -1, h)
+    return LayerCache(_put(layout, cache.keys, keys, 4, where), _put(layout, cache.values, values, 3, where))
+
+
+Where = tuple[jax.Array, jax.Array | None, jax.Array | None]
+
+
+def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Where) -> jax.Array:
+    """`new`, whose `axis` counts positions within a block, into `cache`, on each device by itself."""
+    spec = layout.spec(AXES)
+
+    def place(position: jax.Array, row: Any = 0) -> list[Any]:
+        at = [row, 0, position // BLOCK, 0, 0]
+        at[axis] = position % BLOCK
+        return at
+
+    def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
+        start, slot, valid = where
+        if slot is None and len(cache) == 1 and layout.platform == "cpu":
+            # In a loop of one turn, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
+            turns = (start[0] >= 0).astype(jnp.int32)
+            return jax.lax.fori_loop(0, turns, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
+        if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache
+            return jax.vmap(lambda row, token, at: jax.lax.dynamic_update_slice(row, token, place(at)[1:]))(cache, new, start)
+        at = place(start[0], slot[0])  # prefill: this device's one row goes to the cache row `slot`
+        if valid is not None:
+            new = jnp.where(valid[0], new, jax.lax.dynamic_slice(cache, at, new.shape))
+        return jax.lax.dynamic_update_slice(cache, new, at)
+
+    specs = (spec, spec, jax.tree.map(lambda _: P("data"), where))
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=spec)(cache, new, where)
+
+
+def read(cache: LayerCache, layout: Layout, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H] of the batch's rows."""
+    if batch.slots is None:
+        return cache.keys, cache.values
+    spec = layout.spec(AXES)
+
+    def local(whole: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(whole, slot[0], 1, axis=0)
+
+    take = jax.shard_map(local, mesh=layout.mesh, in_specs=(spec, P("data")), out_specs=spec)
+    return take(cache.keys, batch.slots), take(cache.values, batch.slots)
+
+
+def read_block(cache: LayerCache, layout: Layout, batch: TokenBatch, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, K, H, BLOCK] and values [B, K, BLOCK, H] of one block of the batch's rows."""
+    spec, part = layout.spec(AXES), layout.spec(("rows", "kv_heads", None, None))
+
+    def local(whole: jax.Array, slots: jax.Array | None, block: jax.Array) -> jax.Array:
+        if slots is not None:
+            # Or XLA takes the only block of a short cache out of the loop, and fuses this with the write before it: that reads
+            # the cache from before the write, which is then copied whole.
+            slots, block = jax.lax.optimization_barrier((slots, block))
+            whole = jax.lax.dynamic_slice(whole, (slots[0], 0, block, 0, 0), (1, whole.shape[1], 1, *whole.shape[3:]))
+            return whole[:, :, 0]
+        return jax.lax.dynamic_index_in_dim(whole, block, 2, keepdims=False)
+
+    slots = None if batch.slots is None else P("data")
+    take = jax.shard_map(local, mesh=layout.mesh, in_specs=(spec, slots, P()), out_specs=part)
+    return take(cache.keys, batch.slots, block), take(cache.values, batch.slots, block)

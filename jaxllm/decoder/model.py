@@ -1,0 +1,199 @@
+"""The decoder: embedding, a list of blocks, a head.
+
+The blocks are unrolled in the program, not scanned: stacked layers under `scan` copy every weight slice in every step on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.config import Layer, ModelConfig
+from jaxllm.decoder.attention import Angles, Attend, Attention, Softmax, over_cache
+from jaxllm.decoder.batch import PackedBatch, TokenBatch
+from jaxllm.decoder.kv_cache import Cache, LayerCache
+from jaxllm.decoder.layers import dot, fill_rows, param, weight
+from jaxllm.decoder.mlp import MLP
+from jaxllm.decoder.moe import MixtureOfExperts
+from jaxllm.decoder.norm import Norm
+from jaxllm.decoder.rope import rope_angles
+from jaxllm.decoder.tree_attention import over_trees
+from sharding.layout import Layout
+from sharding.padding import PaddedHeads, pad_heads, round_up
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)); or with norms elsewhere, or both halves of the same x (`ModelConfig`)."""
+
+    def __init__(self, config: ModelConfig, layer: Layer, heads: PaddedHeads, layout: Layout, dtype: str):
+        self.layout = layout
+        self.scale, self.parallel = config.residual_scale, config.parallel
+        self.of_sum = config.norm_place == "sum"
+        first, after = config.norm_place != "after", config.norm_place in ("after", "around")
+        self.attention_norm = Norm(config, dtype) if first else None
+        self.attention = Attention(config, heads, layout, dtype)
+        self.attention_post_norm = Norm(config, dtype) if after else None
+        self.mlp_norm = Norm(config, dtype) if first else None
+        self.mlp = None if layer.routed else MLP(config, layout, dtype)
+        self.experts = MixtureOfExperts(config, layout, dtype) if layer.routed else None
+        self.mlp_post_norm = Norm(config, dtype) if after else None
+
+    def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
+        """x [B, T, D] -> [B, T, D], and the layer's cache with these tokens in it."""
+        y, cache = self.attention(self._before(self.attention_norm, x), angles, attend)
+        if self.parallel:
+            return self._add(x, y + self._ffn(x), None, None), cache
+        x = self._add(x, y, self.attention_norm, self.attention_post_norm)
+        return self._add(x, self._ffn(x), self.mlp_norm, self.mlp_post_norm), cache
+
+    def _before(self, norm: Norm | None, x: jax.Array) -> jax.Array:
+        return x if self.of_sum else _normed(norm, x)
+
+    def _ffn(self, x: jax.Array) -> jax.Array:
+        half = self.experts if self.mlp is None else self.mlp
+        assert half is not None, "a block has one or the other"
+        return half(self._before(self.mlp_norm, x))
+
+    def _add(self, x: jax.Array, y: jax.Array, norm: Norm | None, post: Norm | None) -> jax.Array:
+        # Constrained here so that each half ends in one all-reduce and never in a scattered residual.
+        y = _normed(post, self.layout.constrain(y.astype(x.dtype), "rows", None, None))
+        if self.scale != 1:
+            y = (y.astype(jnp.float32) * self.scale).astype(x.dtype)
+        x = x + y
+        if self.of_sum:
+            x = _normed(norm, x)
+        # Many tokens' sums are written down: XLA would rather add the halves' results anew wherever they are read, and keep
+        # those of all layers until the end.
+        return x if x.shape[1] == 1 else jax.lax.optimization_barrier(x)
+
+
+def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer for `config`, laid out by `layout`, with parameters of `dtype` and no values yet."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
+        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
+        vocab, table, d = round_up(config.vocab_size, layout.parts), config.table_size, config.hidden_size
+        self.config = config
+        self.layout = layout
+        self.embedding = param((vocab, table), ("vocab", "embed"), dtype)
+        self.positions = param((config.learned_positions, d), (None, None), dtype) if config.learned_positions else None
+        self.project_in = param((table, d), (None, None), dtype) if config.embed_size else None
+        self.blocks = nnx.List([Block(config, layer, heads, layout, dtype) for layer in config.layers])
+        self.norm = Norm(config, dtype) if config.final_norm else None
+        self.project_out = param((d, table), (None, None), dtype) if config.embed_size else None
+        self.head = None if config.tied_head else param((vocab, table), ("vocab", "embed"), dtype)
+
+    def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
+        positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
+        pairs = zip(cache, self._softmaxes(), strict=True)
+        attends = [over_cache(self.layout, layer, batch, softmax) for layer, softmax in pairs]
+        return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
+
+    def packed(self, batch: PackedBatch, width: int) -> jax.Array:
+        """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
+        attends = [over_trees(self.layout, batch, width, softmax) for softmax in self._softmaxes()]
+        lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
+        return self._run(batch.tokens, batch.position, lengths, attends, few=False)[0]
+
+    def _softmaxes(self) -> list[Softmax]:
+        return [Softmax.of(self.config, layer) for layer in self.config.layers]
+
+    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
+        x = self._embed(jnp.asarray(tokens), positions)
+        ropes = [layer.rope for layer in self.config.layers]
+        # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
+        angles = {
+            rope: jax.lax.optimization_barrier(rope_angles(rope, self.config.head_dim, positions, lengths))
+            for rope in dict.fromkeys(ropes)
+            if rope is not None
+        }
+        layers, blocks = [], list(self.blocks)
+        for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
+            if (few or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
+                x, blocks[i + 1] = _after(x, blocks[i + 1])
+            x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
+            layers.append(layer)
+        return x, layers
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [B, T] -> what the first block is given, [B, T, D]."""
+        config = self.config
+        x = self._look_up(tokens)
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded, as the reference does
+        if self.project_in is not None:
+            x = dot("btw,wd->btd", x, weight(self.layout, self.project_in)).astype(x.dtype)
+        if self.positions is not None:
+            table = weight(self.layout, self.positions)
+            x = x + jnp.take(table, positions + config.position_offset, axis=0, mode="clip")
+        return x
+
+    def _look_up(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the embedding, [B, T, D].
+
+        Each device looks up the tokens of its part of the vocabulary and the parts are summed; left to itself, XLA gathers the
+        whole table for a single token.
+        """
+        axes = self.embedding.get_metadata()["axes"]
+        spec, rows = self.layout.spec(axes), self.layout.spec(("rows", None))
+
+        def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+            own = tokens - jax.lax.axis_index("model") * table.shape[0]
+            # Looked up as integers: of a 16-bit float table XLA's CPU compiler makes a float32 copy in every call. And behind a
+            # barrier, or decode's loop has the integers copied before it begins. To a TPU the integers are the copy.
+            bits = table
+            if table.dtype.itemsize == 2 and self.layout.platform != "tpu":
+                table, own = jax.lax.optimization_barrier((table, own))
+                bits = table.view(jnp.uint16)
+            found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            return jax.lax.psum(found.view(table.dtype), "model")
+
+        out = self.layout.spec(("rows", None, None))
+        look_up = jax.shard_map(local, mesh=self.layout.mesh, in_specs=(spec, rows), out_specs=out)
+        return look_up(weight(self.layout, self.embedding), tokens)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Hidden states [B, D] -> logits [B, V] float32, whole on every device; of padded vocabulary nothing is left."""
+        rows = fill_rows(self.layout, self.final(x)[:, None, :])
+        y = dot("md,vd->mv", rows.reshape(-1, rows.shape[-1]), self.table())
+        y = y.reshape(*rows.shape[:2], -1)[:, 0]
+        # In two steps: straight to the whole, XLA may gather the table and not the logits.
+        y = self.layout.constrain(y, "rows", "vocab")
+        y = self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
+        return self.capped(y)
+
+    def final(self, x: jax.Array) -> jax.Array:
+        """Last hidden states [..., D] as the head's table is multiplied with."""
+        x = _normed(self.norm, x)
+        if self.project_out is not None:
+            x = dot("...d,dw->...w", x, weight(self.layout, self.project_out)).astype(x.dtype)
+        return x
+
+    def table(self) -> jax.Array:
+        """The head's [V, D], padded."""
+        return weight(self.layout, self.embedding if self.head is None else self.head)
+
+    def capped(self, products: jax.Array) -> jax.Array:
+        """Products with the head's table -> logits."""
+        scale, cap = self.config.logit_scale, self.config.logit_cap
+        y = products if scale == 1 else products * scale
+        return cap * jnp.tanh(y / cap) if cap else y
+
+
+def _after(x: jax.Array, block: Block) -> tuple[jax.Array, Block]:
+    """`x`, and `block` with weights that are gathered only when `x` is there.
+
+    With few tokens to hide gathers behind, or where experts run in loops, XLA for Hopper begins those of all layers at once, and
+    holds the whole model.
+    """
+    graph, state = nnx.split(block)
+    x, state = jax.lax.optimization_barrier((x, state))
+    return x, nnx.merge(graph, state)

@@ -1,0 +1,242 @@
+"""Multiple-choice questions -> accuracy, from a file of JSON lines; an interrupted run goes on where it stopped.
+
+A question is `{"query": ..., "choices": [...], "gold": index}`. Each choice is scored with a delimiter between it and the query.
+`acc` takes the choice with the largest log-probability, `acc_norm` with the largest per character of the choice, the delimiter
+left out: lm-eval's definitions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from checkpoints.hub import cache_dir
+from jaxllm.commands.text_lines import lines_of
+from jaxllm.evaluation.delimiter import delimiter_for
+from jaxllm.llm import LLM
+from jaxllm.requests.outputs import RequestError
+from jaxllm.scoring.scorer import Packing
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question; `gold` is the index of the right choice, `where` the file and line that it comes from."""
+
+    query: str
+    choices: tuple[str, ...]
+    gold: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Log-probabilities of a question's choices, and how many tokens its longest choice has with the query."""
+
+    index: int
+    logprobs: list[float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers and their standard errors (of a mean, as lm-eval has it)."""
+
+    questions: int
+    acc: float
+    acc_stderr: float
+    acc_norm: float
+    acc_norm_stderr: float
+
+    def __str__(self) -> str:
+        return (
+            f"acc {self.acc:.4f} ± {self.acc_stderr:.4f}, acc_norm {self.acc_norm:.4f} ± {self.acc_norm_stderr:.4f} "
+            f"({self.questions} questions)"
+        )
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a JSON-lines file in UTF-8. Raises RequestError naming the file, or the line that is no question."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}): name a file with a line of JSON for each question"
+        ) from error
+    questions = [_question(line, where) for where, line in lines_of(data, str(path))]
+    if not questions:
+        raise RequestError(f"{path} holds no questions: give a line of JSON for each")
+    return questions
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise RequestError(f"{where} is not JSON ({error}): correct it") from error
+    if not isinstance(value, dict) or not {"query", "choices", "gold"} <= value.keys():
+        raise RequestError(f'{where} is no question: it needs "query", "choices" and "gold"')
+    query, choices, gold = value["query"], value["choices"], value["gold"]
+    if not isinstance(query, str) or not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        raise RequestError(f'{where}: "query" must be a text and "choices" a list of texts')
+    if not all(map(_is_unicode, [query, *choices])):
+        raise RequestError(
+            f"{where}: a text holds half of a surrogate pair, which is no character: write both halves, or the letter"
+        )
+    if not choices or not all(choices):
+        raise RequestError(f'{where}: "choices" is empty, or one of them is: give at least one token to score in each')
+    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
+        raise RequestError(f'{where}: "gold" is {gold!r}, which is not the index of one of {len(choices)} choices')
+    return Question(query, tuple(choices), gold, where)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
+    """Over the questions that have been answered."""
+    right, right_norm = np.zeros((2, len(answers)))
+    for i, answer in enumerate(answers):
+        question = questions[answer.index]
+        lengths = np.array([len(choice) for choice in question.choices], float)
+        right[i] = np.argmax(answer.logprobs) == question.gold
+        right_norm[i] = np.argmax(np.array(answer.logprobs) / lengths) == question.gold
+    return Accuracy(len(answers), right.mean(), _stderr(right), right_norm.mean(), _stderr(right_norm))
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, delimiter: str | None, truncate: bool) -> Packing:
+    """What will run for those questions that are left, in the steps in which it would run for all of them."""
+    requests = [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
+    packing = llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+    starts = _starts(questions)
+    return packing.only(pair for i in left for pair in range(starts[i], starts[i + 1]))
+
+
+def _starts(questions: Sequence[Question]) -> np.ndarray:
+    """The index of each question's first choice among all choices, and how many there are."""
+    return np.cumsum([0, *(len(q.choices) for q in questions)])
+
+
+def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterator[Answer]:
+    """Answers to the questions that are left, as they come."""
+    starts = _starts(questions)
+    logprobs: dict[int, dict[int, float]] = {}
+    for pair, score in llm.scorer.run(packing):
+        index = int(np.searchsorted(starts, pair, side="right")) - 1
+        found = logprobs.setdefault(index, {})
+        found[pair - int(starts[index])] = score.logprob
+        if len(found) == len(questions[index].choices):
+            pairs = packing.pairs[starts[index] : starts[index + 1]]
+            longest = max(len(context) + len(continuation) for context, continuation in pairs)
+            yield Answer(index, [found[i] for i in range(len(found))], longest)
+            del logprobs[index]
+
+
+class Results:
+    """Answers in a file of JSON lines, the first of which says of what run; each is on the disk before the next is written.
+
+    Raises RequestError for a file that holds another run, or anything else.
+    """
+
+    def __init__(self, path: Path | None, run: dict[str, Any]):
+        self.path = path
+        self.answers: list[Answer] = []
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size:
+            self._resume(path, run)
+        else:
+            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (closed by close)
+            self._write(run)
+
+    def _resume(self, path: Path, run: dict[str, Any]) -> None:
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]  # a last line without its end was being written when the run stopped
+        try:
+            first, *rest = [json.loads(line) for line in whole.splitlines()]
+            self.answers = [Answer(**{key: line[key] for key in ("index", "logprobs", "tokens")}) for line in rest]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} does not hold results: name another file, or remove it") from error
+        if first != run:
+            differing = sorted(key for key in run if not isinstance(first, dict) or key not in first or first[key] != run[key])
+            raise RequestError(f"{path} holds another run (other {', '.join(differing)}): name another file, or remove it")
+        self._file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def add(self, answer: Answer, question: Question) -> None:
+        """Keep an answer; what the file holds of it besides is for readers."""
+        if self._file is not None:
+            self._write({"index": answer.index, "gold": question.gold, "logprobs": answer.logprobs, "tokens": answer.tokens})
+        self.answers.append(answer)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            raise RequestError(
+                f"{self.path} cannot be written ({error.strerror}): free space and run again; "
+                f"{len(self.answers)} answers are kept"
+            ) from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `_write` tells of a full disk
+                self._file.close()
+            self._file = None
+
+
+def hellaswag() -> Path:
+    """HellaSwag's validation set (Zellers et al. 2019), from the Hugging Face hub into the cache, worded as lm-eval's task is."""
+    target = cache_dir().parent / "hellaswag_validation.jsonl"
+    if target.exists():
+        return target
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset("Rowan/hellaswag", split="validation")
+    except ImportError as error:
+        raise RequestError("HellaSwag by name needs the package datasets: pip install datasets, or name a file") from error
+    except (OSError, ValueError) as error:
+        raise RequestError(f"HellaSwag is not on this machine and the hub cannot be reached ({error}): name a file") from error
+    lines = [
+        {
+            "query": _cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"),
+            "choices": [_cleaned(ending) for ending in row["endings"]],
+            "gold": int(row["label"]),
+        }
+        for row in rows
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(f".{os.getpid()}")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    scratch.replace(target)
+    return target
+
+
+def _cleaned(text: str) -> str:
+    """Without the marks that WikiHow articles left."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """sha256 of the questions, which tells runs apart."""
+    return hashlib.sha256(json.dumps([(q.query, q.choices, q.gold) for q in questions]).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""The steps' programs by shape, for compiling them without weights or requests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.stages import Compiled, Wrapped
+
+from jaxllm.buckets import STOP_ID_WIDTH
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.batch import DecodeBatch, Randomness, SamplingBatch, TokenBatch
+from jaxllm.execution.steps import MAX_STEPS, Steps
+from jaxllm.scoring.scorer import Scorer
+from sharding.hlo import analyse
+from sharding.targets import compile_for
+
+
+class Program(NamedTuple):
+    """A jitted step and the shapes of what it is given."""
+
+    name: str
+    step: Wrapped
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+
+    def compile(self) -> Compiled:
+        return compile_for(self.step, *self.args, **self.static)
+
+    def temp_bytes(self) -> int:
+        """What it holds on a device beside its arguments and results, as the compiler says."""
+        memory = analyse(self.compile()).memory
+        assert memory is not None, "every compiler here tells"
+        return memory.temp
+
+
+def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Program:
+    """Decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block.
+
+    `random`: some of them sample.
+    """
+    ints = np.zeros(rows, np.int32)
+    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
+    length = kv.positions(steps.layout, rows, length)
+    args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
+    return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
+
+
+def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> Program:
+    """A chunk of `tokens` of a prompt on each part of the data axis, into a cache of `rows` and `length`."""
+    data = steps.layout.data
+    ints = np.zeros(data, np.int32)
+    valid = None if data == 1 else np.zeros(data, bool)
+    batch = TokenBatch(np.zeros((data, tokens), np.int32), ints, ints, ints, valid)
+    rest = _abstract(steps, (batch, ints, _sampling(data, random)))
+    args = (steps.abstract_params(), _cache(steps, rows, length), *rest)
+    return Program(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
+
+
+def score(steps: Steps, tokens: int, width: int) -> Program:
+    """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `jaxllm.decoder.tree_attention`."""
+    batch = Scorer(steps, list, tokens).abstract_batch(tokens, tokens)
+    return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
+
+
+def empty_cache(steps: Steps, rows: int, length: int) -> list[Program]:
+    """What makes the arrays of an empty cache; no two are alike."""
+    arrays = dict.fromkeys(x for layer in _cache(steps, rows, length) for x in layer)
+    return [Program(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
+
+
+def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[Program]:
+    """What gives the arrays of a cache other rows and positions."""
+    name = f"growing a cache to {new[0]} rows, {new[1]} positions"
+    layers = zip(_cache(steps, *old), _cache(steps, *new), strict=True)
+    pairs = dict.fromkeys(pair for layer in layers for pair in zip(*layer, strict=True))
+    static = {"layout": steps.layout}
+    return [Program(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
+
+
+def _sampling(rows: int, random: bool) -> SamplingBatch:
+    def column(dtype: Any) -> np.ndarray:
+        return np.zeros(rows, dtype)
+
+    how = Randomness(*(column(dtype) for dtype in (np.float32, np.uint32, np.int32, np.float32, np.float32))) if random else None
+    return SamplingBatch(column(np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32), how)
+
+
+def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:
+    return kv.abstract(steps.config, steps.layout, rows, length, kv.cache_dtype(steps.dtype, steps.layout.platform))
+
+
+def _abstract(steps: Steps, tree: Any) -> Any:
+    """Shapes and shardings, rows split over the data axis."""
+    rows, whole = steps.layout.sharding(("rows",)), steps.layout.sharding(())
+
+    def one(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.ndim else whole)
+
+    return jax.tree.map(one, tree)

@@ -1,0 +1,184 @@
+"""The jitted steps: functions of (parameters, cache, batch) that consume the cache and return it.
+
+Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row and
+turn, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's structure is
+fixed here, once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.config import ModelConfig
+from jaxllm.decoder.batch import DecodeBatch, Logprobs, PackedBatch, Sampled, SamplingBatch, Scored, TokenBatch
+from jaxllm.decoder.kv_cache import AXES, Cache
+from jaxllm.decoder.model import Decoder
+from jaxllm.execution.loglikelihood import score_hidden
+from jaxllm.execution.sampling import sample
+from sharding.layout import AMPERE, HOPPER, Layout
+
+MAX_STEPS = 64  # tokens a row can gain in one decode call
+
+
+class DecodeLoop(NamedTuple):
+    """What one turn of the decode loop hands to the next."""
+
+    step: jax.Array
+    cache: Cache
+    tokens: jax.Array
+    position: jax.Array
+    live: jax.Array
+    remaining: jax.Array
+    generated: jax.Array
+    seen: jax.Array | None
+    outputs: Sampled
+    stopped: jax.Array
+
+
+def compiler_options(layout: Layout) -> dict[str, Any]:
+    """What XLA is told beside the program."""
+    if layout.capability < AMPERE:
+        # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
+        return {"xla_gpu_dot_merger_threshold_mb": 0}
+    if layout.platform == "cpu":
+        # Library kernels for products alone: given more, XLA takes them for a softmax of more than 4096 elements and not for a
+        # smaller one, and with another exp a row's bits depend on the length of the cache.
+        options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+        if layout.gathers:  # or XLA gathers the weights of all layers first, and holds the whole model
+            options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        return options
+    return {}
+
+
+def scoring_options(layout: Layout) -> dict[str, Any]:
+    """What XLA is told beside a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
+
+    The estimator matters: without it, XLA takes a gather for so slow that it begins those of the first layers all at once.
+    """
+    if not layout.gathered or layout.capability >= HOPPER:
+        return {}
+    return {"xla_gpu_enable_latency_hiding_scheduler": True, "xla_gpu_enable_analytical_latency_estimator": True}
+
+
+class Steps:
+    """The steps of one model on one layout."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
+        self.config, self.layout, self.dtype = config, layout, dtype
+        self.graph, state = nnx.split(Decoder(config, layout, dtype))
+        self.params, self.tree = jax.tree.flatten(state)
+        self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]
+        options = compiler_options(layout)
+        jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
+        # Said, for jax would write the same partition otherwise, and compile what is given it a second time.
+        cache = layout.sharding(AXES)
+        self.prefill = jit(self._prefill, out_shardings=(cache, None))
+        self.decode = jit(self._decode, out_shardings=(cache, None, None))
+        self.score = jax.jit(self._score, static_argnames="width", compiler_options=options | scoring_options(layout))
+
+    def model(self, leaves: list[jax.Array]) -> Decoder:
+        """The decoder with these parameters."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
+
+    def abstract_params(self) -> list[jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of every leaf, for compiling without values."""
+        return [jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s) for p, s in zip(self.params, self.shardings, strict=True)]
+
+    def _prefill(
+        self,
+        leaves: list[jax.Array],
+        cache: Cache,
+        batch: TokenBatch,
+        last: jax.Array,
+        sampling: SamplingBatch,
+        top_logprobs: int | None = None,
+    ) -> tuple[Cache, Sampled]:
+        """One chunk of B prompts into the cache; tokens sampled after position `last` [B] of the chunk."""
+        model = self.model(leaves)
+        hidden, cache = model(batch, cache)
+        final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return cache, self._sample(model, final, sampling, top_logprobs)
+
+    def _sample(self, model: Decoder, hidden: jax.Array, sampling: SamplingBatch, top_logprobs: int | None) -> Sampled:
+        # The barrier keeps the sampler from being fused into the head: a row's logits are the same bits however it,
+        # or a neighbour, is sampled.
+        return sample(jax.lax.optimization_barrier(model.logits(hidden)), sampling, top_logprobs)
+
+    def _score(self, leaves: list[jax.Array], batch: PackedBatch, width: int) -> Scored:
+        """Log-probabilities that a packed batch asks for; there is no cache. `width`: see `jaxllm.decoder.tree_attention`."""
+        model = self.model(leaves)
+        return score_hidden(model, model.packed(batch, width), batch)
+
+    def _decode(
+        self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None
+    ) -> tuple[Cache, Sampled, jax.Array]:
+        """Up to `batch.limit` tokens a row -> cache, samples [MAX_STEPS, R], steps taken."""
+        turn = partial(self._turn, self.model(leaves), batch, top_logprobs)
+        end = jax.lax.while_loop(partial(_goes_on, batch), turn, _start(cache, batch, top_logprobs))
+        return end.cache, end.outputs, end.step
+
+    def _turn(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
+        """One token for every live row."""
+        tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
+        hidden, cache = model(tokens, now.cache)
+        sampling = batch.sampling._replace(count=now.generated)
+        if sampling.controls is not None:
+            sampling = sampling._replace(controls=sampling.controls._replace(seen=now.seen))
+        new = self._sample(model, hidden[:, 0], sampling, top_logprobs)
+        step = now.live.astype(jnp.int32)
+        remaining = now.remaining - step
+        hit = jnp.any(new.token[:, None] == batch.sampling.stop_ids, axis=-1)
+        live = now.live & ~hit & (remaining > 0)
+        seen = now.seen
+        if seen is not None:
+            seen = seen.at[jnp.arange(seen.shape[0]), new.token].set(True)
+        return DecodeLoop(
+            step=now.step + 1,
+            cache=cache,
+            tokens=jnp.where(now.live, new.token, now.tokens),
+            position=now.position + live.astype(jnp.int32),
+            live=live,
+            remaining=remaining,
+            generated=now.generated + step,
+            seen=seen,
+            outputs=jax.tree.map(partial(_put, now.step), now.outputs, new),
+            stopped=now.stopped | jnp.any(now.live & ~live),
+        )
+
+
+def _goes_on(batch: DecodeBatch, now: DecodeLoop) -> jax.Array:
+    return (now.step < batch.limit) & jnp.any(now.live) & ~(batch.until_any & now.stopped)
+
+
+def _put(step: jax.Array, outputs: jax.Array, new: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(outputs, new, step, axis=0)
+
+
+def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> DecodeLoop:
+    rows = batch.tokens.shape[0]
+
+    def empty(dtype: Any, *shape: int) -> jax.Array:
+        return jnp.zeros((MAX_STEPS, rows, *shape), dtype)
+
+    n = top_logprobs
+    logprobs = None
+    if n is not None:
+        logprobs = Logprobs(empty(jnp.float32), empty(jnp.int32), empty(jnp.int32, n), empty(jnp.float32, n))
+    controls = batch.sampling.controls
+    return DecodeLoop(
+        step=jnp.int32(0),
+        cache=cache,
+        tokens=jnp.asarray(batch.tokens),
+        position=jnp.asarray(batch.position),
+        live=jnp.asarray(batch.live),
+        remaining=jnp.asarray(batch.remaining),
+        generated=jnp.asarray(batch.sampling.count),
+        seen=None if controls is None else jnp.asarray(controls.seen),
+        outputs=Sampled(empty(jnp.int32), logprobs),
+        stopped=jnp.bool_(False),
+    )

@@ -1,0 +1,132 @@
+"""A request on its way: the engine's sequences and their texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.config import ModelConfig
+from jaxllm.generation.detokenizer import Detokenizer
+from jaxllm.generation.scheduler import Sequence
+from jaxllm.requests.encoding import check_ids
+from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
+from jaxllm.requests.prompts import ParsedPrompt
+from jaxllm.requests.sampling_params import SamplingParams
+
+
+class Sample:
+    """A sequence of the engine and its text."""
+
+    def __init__(self, sequence: Sequence, tokenizer: Any):
+        self.sequence = sequence
+        self.tokenizer = tokenizer
+        params = sequence.params
+        self.text = (
+            None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, params.stops, params.skip_special_tokens)
+        )
+
+    def update(self) -> None:
+        """Decode the tokens that are new; a stop string ends the sequence at the token that completed it."""
+        sequence, text = self.sequence, self.text
+        if text is None:
+            return
+        ended_by_id = sequence.finish_reason == "stop"
+        while text.count < len(sequence.tokens) and text.stopped_by is None:
+            if ended_by_id and text.count == len(sequence.tokens) - 1:
+                text.count += 1  # the stop id itself is no text
+            elif text.push(sequence.tokens[text.count]):
+                del sequence.tokens[text.count :], sequence.logprobs[text.count :]
+                sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
+        if sequence.finish_reason is not None and text.finish():
+            sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
+
+    @property
+    def finished(self) -> bool:
+        return self.sequence.finish_reason is not None
+
+    @property
+    def settled(self) -> str:
+        """The text that can be shown: all of it once the sequence has ended."""
+        assert self.text is not None
+        return self.text.text if self.finished else self.text.settled
+
+    def output(self, index: int) -> CompletionOutput:
+        s = self.sequence
+        logprobs = None if s.params.logprobs is None else [self._named(choices) for choices in s.logprobs]
+        text = "" if self.text is None else self.text.text
+        return CompletionOutput(index, text, list(s.tokens), logprobs, s.finish_reason, s.stop_reason)
+
+    def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
+        if self.tokenizer is None:
+            return choices
+        return {token: replace(choice, decoded_token=self.tokenizer.decode([token])) for token, choice in choices.items()}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and its samples."""
+
+    id: int
+    prompt: str | None
+    ids: list[int]
+    samples: list[Sample]
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.finished for sample in self.samples)
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(self.id, self.prompt, self.ids, [s.output(i) for i, s in enumerate(self.samples)])
+
+
+class RequestMaker:
+    """Makes requests of prompts, each with its number and its samples' random streams."""
+
+    def __init__(self, path: Path, config: ModelConfig, max_model_len: int, tokenizer: Any, seed: int):
+        self.path, self.config, self.max_model_len = path, config, max_model_len
+        self.tokenizer, self.seed = tokenizer, seed
+        self._requests = self._sequences = 0
+
+    def make(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
+        """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow."""
+        ids = self._encode(prompt.text or "") if prompt.ids is None else prompt.ids
+        self._check(ids, params)
+        room = self.max_model_len - len(ids)
+        number, self._requests = self._requests, self._requests + 1
+        own_ends = () if params.ignore_eos else self.config.eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*own_ends, *params.stop_token_ids)))
+        samples = []
+        for i in range(params.n):
+            seed = self.stream_seed(params, number, i)
+            sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed)
+            self._sequences += 1
+            samples.append(Sample(sequence, self.tokenizer))
+        return Request(number, prompt.text, ids, samples)
+
+    def stream_seed(self, params: SamplingParams, number: int, sample: int) -> int:
+        """The seed of a sample's random stream: the request's own, or the engine's and the request's number."""
+        # The leading number keeps the two kinds apart: shorter entropy is filled up with zeros.
+        entropy = (0, params.seed, sample) if params.seed is not None else (1, self.seed, number, sample)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.tokenizer is None:
+            raise RequestError(f"{self.path} has no tokenizer; give token ids instead of text")
+        return list(self.tokenizer(prompt)["input_ids"])
+
+    def _check(self, ids: list[int], params: SamplingParams) -> None:
+        limit = self.max_model_len
+        if not ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        if len(ids) >= limit:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and the context holds {limit} with the answer: shorten it, or raise "
+                f"max_model_len (the model's own limit is {self.config.max_position})"
+            )
+        for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+            check_ids(name, tokens, self.config.vocab_size)
+        if params.stops and self.tokenizer is None:
+            raise RequestError(f"{self.path} has no tokenizer to find stop strings with; use stop_token_ids")

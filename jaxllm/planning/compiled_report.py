@@ -1,0 +1,86 @@
+"""What the compiler makes of a layout's steps: bytes, collectives, copies, what is hidden behind what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxllm.buckets import MAX_CHUNK, cache_length
+from jaxllm.config import ModelConfig
+from jaxllm.decoder.kv_cache import BLOCK
+from jaxllm.execution import programs
+from jaxllm.execution.steps import Steps
+from jaxllm.planning.plan import CONTEXT
+from jaxllm.scoring.scorer import row_length
+from sharding.hlo import COLLECTIVES, Program, analyse
+from sharding.layout import Layout
+
+WIDTH = 8  # tiles that a tile of a scoring step sees, as most do
+BATCHES = (1, 8)
+PROGRAMS = 2 + len(BATCHES)  # a layout
+SMALL = 1 << 20  # bytes; copies below are none of a weight
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Of one kind in a program; one in a loop counts once.
+
+    Attributes:
+      nbytes: of the larger sides on one device, all together.
+      hidden: how many have work between their start and their end.
+    """
+
+    kind: str
+    count: int
+    nbytes: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """Bytes are those of one device; `alias_bytes` of the arguments are updated in place."""
+
+    name: str
+    argument_bytes: int
+    temp_bytes: int
+    alias_bytes: int
+    collectives: list[Collectives]
+    copies: list[str]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callable[[str], None]) -> list[CompiledStep]:
+    """Compile a prefill, decoding and a scoring step for the layout's devices. `say` is called with each one's name before.
+
+    Raises RuntimeError where the devices' compiler is missing.
+    """
+    steps = Steps(config, layout, dtype)
+    context = cache_length(min(CONTEXT, config.max_position), BLOCK)
+    rows = [batch * layout.data for batch in BATCHES]
+    wanted = [programs.prefill(steps, min(MAX_CHUNK, context), rows[0], context)]
+    wanted += [programs.decode(steps, n, context) for n in rows]
+    wanted += [programs.score(steps, row_length(layout.platform), 0 if layout.platform == "cpu" else WIDTH)]
+    found = []
+    for program in wanted:
+        say(f"compiling {program.name}, {layout.name}")
+        start = time.perf_counter()
+        found.append(_read(program.name, analyse(program.compile()), time.perf_counter() - start))
+    return found
+
+
+def _read(name: str, program: Program, seconds: float) -> CompiledStep:
+    memory = program.memory
+    assert memory is not None, "every compiler here tells"
+    collectives = []
+    for kind in COLLECTIVES:
+        of = [c for c in program.collectives if c.kind == kind]
+        if of:
+            hidden = sum(overlap.moved > 0 for overlap in program.overlaps(kind))
+            collectives.append(Collectives(kind, len(of), sum(c.nbytes for c in of), hidden))
+    copies = [str(copy) for copy in program.large_copies(SMALL)]
+    return CompiledStep(name, memory.argument, memory.temp, memory.alias, collectives, copies, seconds)

@@ -1,0 +1,140 @@
+"""What each layout would cost on some devices, which need not be there: bytes, what fits, seconds a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxllm.buckets import MAX_CHUNK
+from jaxllm.config import ModelConfig
+from jaxllm.decoder.moe import products
+from jaxllm.planning.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
+from jaxllm.planning.roofline import decode_step, prefill_step, seconds_per_token
+from jaxllm.planning.working_memory import score_bytes, step_bytes
+from jaxllm.scoring.scorer import row_length
+from sharding.hardware import Hardware
+from sharding.layout import Layout, make_layout
+
+BATCHES = (1, 8, 64)
+HELLASWAG = 1_758_791  # tokens of its validation set under LLaMA's tokenizer, as one trie in rows of 16,384
+PROMPT = MAX_CHUNK  # tokens
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of decoding.
+
+    Attributes:
+      batch: sequences, on all devices together.
+      flops: of one device.
+      nbytes: of weights and cache that one device reads.
+      seconds: of it, in all and in collectives.
+    """
+
+    batch: int
+    fits: bool
+    flops: float
+    nbytes: int
+    seconds: float
+    collective_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.batch / self.seconds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A layout's costs; bytes are those of one device.
+
+    Attributes:
+      cache_bytes: of one sequence as long as the model allows.
+      generate_bytes, score_bytes: about what a step needs beside weights and cache.
+      sequences: most of that length that fit, all devices together; 0 where none does.
+      longest: tokens of the longest single sequence that fits.
+      scores: whether scoring fits.
+      first_token: seconds for a prompt of PROMPT tokens; None without the hardware's rates, as all that follows.
+      steps: decoding, CONTEXT positions in the cache.
+      hellaswag: seconds of scoring its HELLASWAG tokens, whatever the model's own tokenizer makes of them.
+    """
+
+    layout: str
+    data: int
+    model: int
+    weight_bytes: int
+    cache_bytes: int
+    generate_bytes: int
+    score_bytes: int
+    sequences: int
+    longest: int
+    scores: bool
+    first_token: float | None = None
+    steps: tuple[Step, ...] = ()
+    hellaswag: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.sequences > 0
+
+    def as_json(self) -> dict[str, Any]:
+        steps = [asdict(step) | {"tokens_per_second": step.tokens_per_second} for step in self.steps]
+        return asdict(self) | {"fits": self.fits, "steps": steps}
+
+
+def estimates(config: ModelConfig, devices: list[Any], dtype: str, rates: Hardware | None) -> list[Estimate]:
+    """Of every layout over these devices."""
+    return [_estimate(config, make_layout(name, devices, config.hidden_size), dtype, rates) for name in layouts(len(devices))]
+
+
+def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware | None) -> Estimate:
+    run = Run(config, list(layout.mesh.devices.flat), dtype, layout.name, max_num_seqs=1)
+    whole = replace(run, max_model_len=config.max_position)
+    sequences = _largest(lambda n: find_plan(replace(whole, max_num_seqs=n * layout.data)).fits, MOST_SEQUENCES)
+    found = Estimate(
+        layout=layout.name,
+        data=layout.data,
+        model=layout.model,
+        weight_bytes=weight_bytes(config, layout, dtype),
+        cache_bytes=cache_bytes(config, layout, dtype, 1, config.max_position),
+        generate_bytes=step_bytes(config, layout, dtype, 1, config.max_position),
+        score_bytes=score_bytes(config, layout, dtype),
+        sequences=sequences * layout.data,
+        longest=_largest(lambda n: find_plan(replace(run, max_model_len=n)).fits, config.max_position),
+        scores=find_plan(replace(run, workload="score")).fits,
+    )
+    if rates is None:
+        return found
+    prompt = prefill_step(config, layout, dtype, rates, min(PROMPT, config.max_position))
+    return replace(
+        found,
+        first_token=prompt.total,
+        steps=tuple(_step(run, layout, rates, batch) for batch in BATCHES),
+        hellaswag=HELLASWAG * seconds_per_token(config, layout, dtype, rates, row_length(layout.platform)),
+    )
+
+
+MOST_SEQUENCES = 1 << 12  # on each part of the data axis
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest n up to `most` that fits, 0 if none does; what is larger needs more."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _step(run: Run, layout: Layout, rates: Hardware, batch: int) -> Step:
+    config, rows, context = run.config, -(-batch // layout.data), min(CONTEXT, run.config.max_position)
+    times = decode_step(config, layout, run.dtype, rates, rows, context)
+    fits = find_plan(replace(run, max_num_seqs=batch, max_model_len=context)).fits
+    size = jnp.dtype(run.dtype).itemsize
+    chosen = products(config.experts, layout.platform, rows)[0] if config.experts else 0
+    weights = config.params_read(chosen)
+    nbytes = (weights * size + rows * context * config.kv_bytes_per_token(size)) // layout.model
+    flops = rows * config.flops_per_token(context) / layout.model
+    return Step(batch, fits, flops, nbytes, times.total, times.gathers + times.reduces)

@@ -1,0 +1,192 @@
+"""What a run needs on each device, and which layout it takes, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from jaxllm.buckets import cache_length
+from jaxllm.config import ModelConfig
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.model import Decoder
+from jaxllm.planning.roofline import decode_step, seconds_per_token
+from jaxllm.planning.working_memory import score_bytes, step_bytes
+from jaxllm.scoring.scorer import row_length
+from sharding.hardware import hardware
+from sharding.layout import AMPERE, Layout, capability, make_layout
+from sharding.mesh import device_memory
+from sharding.padding import round_up
+
+USABLE = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
+ROWS = (64, 32, 16, 8, 4, 2, 1)
+DTYPES = ("float32", "bfloat16", "float16")
+CONTEXT = 1024  # positions in the cache where steps of generating are compared
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is asked for; None is left to the plan.
+
+    Attributes:
+      layout: a layout's name, or "auto".
+      max_model_len, max_num_seqs: of generating; scoring keeps no cache.
+
+    Raises ValueError where one of them cannot be.
+    """
+
+    config: ModelConfig
+    devices: list[Any]
+    dtype: str
+    layout: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    workload: Literal["generate", "score"] = "generate"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is not known; there are {', '.join(DTYPES)}, or None for the checkpoint's")
+        for name in ("max_model_len", "max_num_seqs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if (most := self.config.max_position) < (self.max_model_len or 0):
+            raise ValueError(f"max_model_len={self.max_model_len} exceeds the model's context of {most} positions")
+
+    def laid_out(self) -> Layout:
+        return make_layout(self.layout, self.devices, self.config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run, in bytes a device."""
+
+    layout: Layout
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    weight_bytes: int
+    cache_bytes: int
+    working_bytes: int  # of a step, beside weights and cache
+    memory: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.working_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is None or self.nbytes <= USABLE * self.memory
+
+
+def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
+    """float32 on a CPU, else the checkpoint's; GPUs before Ampere have no bfloat16, and take float16."""
+    if devices[0].platform == "cpu":
+        return "float32"
+    return "float16" if capability(devices[0]) < AMPERE and config.dtype == "bfloat16" else config.dtype
+
+
+def find_plan(run: Run) -> Plan:
+    """Fill in what is left open, as much as fits; what is least where nothing does.
+
+    "auto" is the fastest layout that fits: of generating by the time of one sequence's next token, of scoring by that of full
+    steps. On hardware that is not known here generating takes "tensor", and scoring the first that fits, which moves the least.
+    """
+    if run.layout != "auto":
+        return _sized(run)
+    rates = hardware(run.devices[0])
+    names = layouts(len(run.devices))
+    if run.workload == "generate":
+        names = names[::-1] if rates else ["tensor"]
+    plans = [_sized(replace(run, layout=name)) for name in names]
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        return min(plans, key=lambda plan: plan.nbytes)
+    if rates is None:
+        return fitting[0]
+
+    def seconds(plan: Plan) -> float:
+        if run.workload == "generate":
+            return decode_step(run.config, plan.layout, run.dtype, rates, 1, min(CONTEXT, plan.max_model_len)).total
+        return seconds_per_token(run.config, plan.layout, run.dtype, rates, row_length(plan.layout.platform))
+
+    return min(fitting, key=seconds)
+
+
+def layouts(devices: int) -> list[str]:
+    """Those over so many devices, the ones that exchange less first; over one device all are the same."""
+    if devices == 1:
+        return ["tensor"]
+    mixed = [(data, devices // data) for data in range(devices - 1, 1, -1) if devices % data == 0]
+    kinds = [f"{kind}-{data}x{model}" for kind in ("replicated", "gathered") for data, model in mixed]
+    return ["replicated", "gathered", *kinds, "tensor"]
+
+
+def _sized(run: Run) -> Plan:
+    """The most sequences, and of the longest contexts first, that fit."""
+    layout = run.laid_out()
+    memory = device_memory(layout.mesh.devices.flat[0])
+    weights = weight_bytes(run.config, layout, run.dtype)
+    lengths = [run.max_model_len] if run.max_model_len else _halves(run.config.max_position)
+    row_choices = [run.max_num_seqs] if run.max_num_seqs else ROWS
+    for length in lengths:
+        for rows in row_choices:
+            cache, working = 0, score_bytes(run.config, layout, run.dtype)
+            if run.workload == "generate":
+                layers = layer_bytes(run.config, layout, run.dtype, rows, length)
+                cache = sum(layers)
+                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * max(layers)
+            plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory)
+            if plan.fits:
+                return plan
+    return plan
+
+
+def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
+    """Bytes of parameters on each device, padding included."""
+    return _weight_bytes(config, layout.data, layout.model, layout.gathered, layout.embed_divides, dtype)
+
+
+@lru_cache(maxsize=256)
+def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, embed_divides: bool, dtype: str) -> int:
+    """Kept: a plan asks for the same ones again and again, and on many devices of one kind or another."""
+    layout = Layout("", AbstractMesh((data, model), ("data", "model")), gathered, embed_divides)  # type: ignore[arg-type]
+
+    def of(layers: int, routed: bool) -> int:
+        decoder = Decoder(replace(config, num_layers=layers, routed=(routed,)), layout, dtype)
+        state = nnx.to_flat_state(nnx.state(decoder, nnx.Param))
+        leaves = [(v.get_value(), v.get_metadata()["axes"]) for _, v in state]
+        return sum(math.prod(layout.stored(axes, x.shape).shard_shape(x.shape)) * x.dtype.itemsize for x, axes in leaves)
+
+    # All layers take a tenth of a second to declare. Those that have experts are alike, and those that have none.
+    count = sum(layer.routed for layer in config.layers)
+    counts = {routed: n for routed, n in ((False, config.num_layers - count), (True, count)) if n}
+    each = {routed: of(2, routed) - of(1, routed) for routed in counts}
+    any_kind = next(iter(counts))
+    return of(1, any_kind) - each[any_kind] + sum(n * each[routed] for routed, n in counts.items())
+
+
+def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
+    """Bytes of keys and values on each device for `rows` sequences of `length` tokens."""
+    return sum(layer_bytes(config, layout, dtype, rows, length))
+
+
+def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
+    """Of each layer."""
+    platform = layout.mesh.devices.flat[0].platform
+    kept = kv.cache_dtype(dtype, platform)
+    rows = round_up(rows, layout.data)
+    shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
+    kinds = {layer: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in layer) for layer in set(shapes)}
+    return [kinds[layer] for layer in shapes]
+
+
+def _halves(length: int) -> list[int]:
+    """`length`, half of it and so on, down to 512."""
+    lengths = [length]
+    while lengths[-1] > 1024:
+        lengths.append(lengths[-1] // 2)
+    return lengths

@@ -1,0 +1,176 @@
+"""How long a step takes at the ceilings of the hardware: what `auto` compares layouts by and what a plan says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import jax.numpy as jnp
+
+from jaxllm.config import Layer, ModelConfig
+from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.layers import parts_of_ffn
+from jaxllm.decoder.moe import products
+from jaxllm.decoder.tree_attention import TILE
+from sharding.hardware import Hardware
+from sharding.layout import Layout
+from sharding.padding import pad_heads
+
+REACHED = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
+MATRICES = 7  # of a layer: a gather each
+OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
+MANY, IN_PARTS = 16, 2.5  # a product that is added in parts takes so many times as long, of more rows than so many
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Where the time of a step goes on each device.
+
+    Attributes:
+      products: with weights, the LM head's among them.
+      attention: its products, and its scores' and the cache's way to memory and back.
+      activations: between products, to memory and back.
+      gathers: of weights, behind all of the above.
+      reduces: of activations, behind nothing.
+      launches: what operations take beside what they do.
+    """
+
+    products: float
+    attention: float
+    activations: float
+    gathers: float
+    reduces: float
+    launches: float
+
+    @property
+    def total(self) -> float:
+        return max(self.products + self.attention + self.activations + self.launches, self.gathers) + self.reduces
+
+
+def score_step(
+    config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int, width: int, scored: int
+) -> StepSeconds:
+    """A step of `tokens` on each part of the data axis, `scored` of them to the head, whose tiles see `width` tiles each."""
+    return _Step(config, layout, dtype, hardware).seconds(tokens, scored, width * TILE, cached=0)
+
+
+def prefill_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> StepSeconds:
+    """The first `tokens` of a prompt on each part of the data axis."""
+    return _Step(config, layout, dtype, hardware).seconds(tokens, 1, tokens, cached=tokens)
+
+
+def decode_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, rows: int, context: int) -> StepSeconds:
+    """A token for each of `rows` on each part of the data axis, all with `context` positions in the cache."""
+    return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context, looped=True)
+
+
+def seconds_per_token(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> float:
+    """Of full steps of scoring, all devices together."""
+    typical = {"width": 4, "scored": tokens // 2}
+    return score_step(config, layout, dtype, hardware, tokens, **typical).total / (tokens * layout.data)
+
+
+def _between(curve: tuple[tuple[int, float], ...], rows: int) -> float:
+    """Seconds a weight for so many rows: those of its neighbours on the curve, beyond which more rows take more."""
+    if rows >= curve[-1][0]:
+        return curve[-1][1] * rows / curve[-1][0]
+    (low, fast), (high, slow) = next(pair for pair in pairwise(curve) if rows < pair[1][0])
+    return fast + (slow - fast) * max(rows - low, 0) / (high - low)
+
+
+class _Step:
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
+        self.config, self.layout, self.hardware = config, layout, hardware
+        self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
+        self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
+
+    def seconds(self, tokens: int, scored: int, keys: int, cached: int, looped: bool = False) -> StepSeconds:
+        """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache.
+
+        `looped`: they are single ones of many rows, in decode's loop.
+        """
+        config, model, size, hardware = self.config, self.layout.model, self.size, self.hardware
+        layers, d, n = config.num_layers, config.hidden_size, config.num_heads
+        table = config.vocab_size * config.table_size
+        heads = (n + 2 * config.num_kv_heads) * config.head_dim
+        # A product's result is float32: read once, rounded and written. Around it the residual and the norms.
+        between = (heads + 2 * self._ffn_width() + 2 * d) * (4 + size) / model + 8 * d * size
+        kept = self._kept(keys)
+        scores = n * keys * kept / model * (3 * 4 + 2 * size)  # written, read twice; the probabilities written and read
+        read = cached * kept * self._cache_bytes() / model
+        attention = layers * tokens * (4 * n * config.head_dim * keys * kept / model / self.flops + scores / hardware.bandwidth)
+        attention += read / hardware.bandwidth
+        if looped and hardware.cache_rate:  # of single tokens, it was measured as a whole
+            attention = read / hardware.cache_rate
+        return StepSeconds(
+            products=(sum(map(partial(self._layer, tokens), config.layers)) + self._product(table, scored)) / model,
+            attention=attention,
+            activations=layers * tokens * between / hardware.bandwidth,
+            gathers=self._gathers(looped),
+            reduces=self._reduces(tokens),
+            launches=layers * OPERATIONS.get(self.layout.platform, 0) * hardware.launch,
+        )
+
+    def _kept(self, keys: int) -> float:
+        """The part of so many keys that a layer's cache has, on average."""
+        lengths = kv.lengths(self.config, self.layout.platform, keys)
+        return sum(lengths) / len(lengths) / keys
+
+    def _cache_bytes(self) -> int:
+        """Of a token, padding included."""
+        config, layout = self.config, self.layout
+        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+        kept = jnp.dtype(kv.cache_dtype(self.dtype, layout.platform)).itemsize
+        return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
+
+    def _ffn_width(self) -> int:
+        """Of a token, on average over the layers."""
+        config = self.config
+        if config.experts is None:
+            return config.intermediate_size
+        routed = config.experts.top_k * config.experts.size + config.experts.shared_size
+        return sum(routed if layer.routed else config.intermediate_size for layer in config.layers) // config.num_layers
+
+    def _layer(self, tokens: int, layer: Layer) -> float:
+        """Of a layer's matrices."""
+        config, experts = self.config, self.config.experts
+        seconds = self._product(config.attention_params, tokens)
+        if layer.routed and experts is not None:
+            count, rows = products(experts, self.layout.platform, tokens)
+            common, expert = (
+                config.ffn_params(True, experts=0),
+                config.ffn_params(True, experts=1) - config.ffn_params(True, experts=0),
+            )
+            return seconds + self._product(common, tokens) + count * self._product(expert, rows)
+        seconds += self._product(config.ffn_params(False), tokens)
+        inputs = self.config.intermediate_size // self.layout.model
+        if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
+            seconds += (IN_PARTS - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
+        return seconds
+
+    def _product(self, weights: int, rows: int) -> float:
+        """Of a matrix: it is read, and each number multiplied for each row."""
+        if self.hardware.curve:
+            return weights * _between(self.hardware.curve, rows)
+        return max(weights * self.size / self.hardware.bandwidth, 2 * weights * rows / self.flops)
+
+    def _gathers(self, looped: bool) -> float:
+        """In decode's loop XLA for CPUs gathers no table: it has done so before."""
+        config, data = self.config, self.layout.data
+        if not self.layout.gathers:
+            return 0.0
+        tables = config.num_tables * config.vocab_size * config.table_size
+        if looped and self.layout.platform == "cpu":
+            tables = 0
+        moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model
+        rate = self.hardware.gather_rate or self.hardware.link
+        return moved * (data - 1) / data / rate + MATRICES * config.num_layers * self.hardware.hop
+
+    def _reduces(self, tokens: int) -> float:
+        """Two all-reduces a layer, and the embedding's."""
+        config, model, hardware = self.config, self.layout.model, self.hardware
+        if model == 1:
+            return 0.0
+        moved = 2 * (model - 1) / model * tokens * config.hidden_size * self.size
+        return (2 * config.num_layers + 1) * (hardware.hop + moved / hardware.link)

@@ -1,0 +1,118 @@
+"""About what a step needs on each device beside weights and cache: what its largest part holds at once.
+
+Read from programs that XLA has compiled. On CPUs within a tenth; on GPUs rather more than they take.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxllm.buckets import MAX_CHUNK
+from jaxllm.config import ModelConfig
+from jaxllm.decoder.kv_cache import BLOCK
+from jaxllm.decoder.layers import FEWEST_ROWS, parts_of_ffn
+from jaxllm.decoder.moe import products
+from jaxllm.execution.loglikelihood import CHUNK
+from jaxllm.scoring.scorer import row_length
+from sharding.layout import AMPERE, HOPPER, Layout
+from sharding.padding import round_up
+
+
+def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
+    """Of generating: the larger of prefill and decode."""
+    sizes = _Sizes(config, layout, dtype)
+    chunk = min(MAX_CHUNK, length)
+    if layout.platform == "cpu":
+        return max(sizes.cpu_decode(-(-rows // layout.data)), sizes.cpu_prefill(chunk))
+    attention = chunk * length * config.num_heads * (4 + sizes.size) // layout.model
+    logits = 3 * rows * config.vocab_size * 4  # as they come, and what sampling makes of them
+    ffn = max(chunk * 4 * sizes.ffn, sizes.experts(chunk), sizes.experts(-(-rows // layout.data)))
+    return sizes.gathered() + max(ffn + attention, logits)
+
+
+def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
+    """Of a scoring step: an ffn's activations, residuals, and the weights gathered meanwhile."""
+    sizes, tokens = _Sizes(config, layout, dtype), row_length(layout.platform)
+    if layout.platform == "cpu":
+        return sizes.cpu_score(tokens)
+    # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
+    ffn = tokens * (9 if layout.capability < AMPERE else 4 + (not config.gated_mlp)) * sizes.ffn
+    activations = max(ffn, sizes.experts(tokens)) + tokens * 6 * config.hidden_size
+    if not layout.gathers:
+        return activations
+    if config.experts:  # of this layer and the next
+        return activations + sizes.gathered()
+    matrices, table = (1 + config.gated_mlp) * sizes.matrix, sizes.table
+    return activations + (matrices + table if config.tied_head else max(matrices, table))
+
+
+class _Sizes:
+    """Numbers of a device's part, padded."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
+        self.config, self.layout = config, layout
+        self.size = jnp.dtype(dtype).itemsize
+        self.embed = config.hidden_size
+        self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
+        self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
+        self.table = self.vocab * config.table_size * self.size if layout.gathers else 0
+        self.tables = self.table * config.num_tables
+        self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
+
+    def gathered(self) -> int:
+        """Of weights that a GPU holds whole: two layers and the tables; before Hopper one matrix at a time."""
+        if not self.layout.gathers:
+            return 0
+        if self.layout.capability < HOPPER:
+            return max(self.table, self.matrix)
+        return 2 * self.config.layer_params * self.size // self.layout.model + self.tables
+
+    def experts(self, tokens: int) -> int:
+        """What a round of experts holds: their inputs, products and sums, and all pairs' results."""
+        experts = self.config.experts
+        if experts is None:
+            return 0
+        count, rows = products(experts, self.layout.platform, tokens)
+        width = max(self.embed, round_up(experts.size, self.layout.parts) // self.layout.model)
+        return self.size * (2 * count * rows * width + tokens * experts.top_k * self.embed)
+
+    def cpu_decode(self, rows: int) -> int:
+        """The logits; of a gathered layout the tables, which XLA gathers before the loop, a layer, and a matrix beside."""
+        layer = self.config.layer_params * self.size // self.layout.model if self.layout.gathers else 0
+        return self._logits(rows) + self.tables + max(layer + self.matrix, self._converted())
+
+    def cpu_prefill(self, tokens: int) -> int:
+        heads = -(-self.config.num_heads // self.layout.model)
+        attention = tokens * (8 * heads * (BLOCK + self.config.head_dim) + self.size * self.embed)
+        return self._cpu(max(self._ffn(tokens), attention), tokens, self._logits(1))
+
+    def cpu_score(self, tokens: int) -> int:
+        # The scheduler of gathered layouts, which saves memory, holds one array of logits less.
+        logits = (2 if self.layout.gathers else 3) * CHUNK * self.vocab * 4
+        return self._cpu(self._ffn(tokens), tokens, logits + 4 * tokens * self.embed)
+
+    def _cpu(self, layer: int, tokens: int, head: int) -> int:
+        """The largest of the embedding, a layer and the head. A tied table is held in between."""
+        kept = self.table if self.config.tied_head else 0
+        residual = tokens * self.embed * self.size
+        return max(self.table + self._converted() + residual, kept + layer + self.matrix, self.table + max(head, residual))
+
+    def _logits(self, rows: int) -> int:
+        """As a device makes them, and whole."""
+        made = FEWEST_ROWS["cpu"] * self.vocab if self.size == 2 else 0
+        return 4 * (max(made, rows * self.config.vocab_size) + rows * self.config.vocab_size)
+
+    def _converted(self) -> int:
+        """XLA gathers 16-bit numbers on a CPU as float32."""
+        return 2 * self.table if self.size == 2 else 0
+
+    def _ffn(self, tokens: int) -> int:
+        """What a layer's ffn holds for so many tokens: inputs, products, and their sum over the devices."""
+        if self.config.experts:
+            return self.experts(tokens)
+        summed = self.layout.model > 1
+        if self.size == 2:  # products are float32, and rounded
+            return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
+        if (parts := parts_of_ffn(self.layout, self.ffn, tokens)) > 1:
+            return 4 * tokens * ((parts + 1) * self.embed + max(self.ffn, summed * self.embed))
+        return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)

@@ -1,0 +1,229 @@
+"""Contexts and continuations, as token ids -> log-probabilities.
+
+One trie over everything that is asked, packed into rows (`jaxllm.scoring.trie`), one row a part of the data axis in each step. The host
+stays ahead of the devices: a step's results are fetched when the next ones have been queued.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxllm.buckets import power_of_two
+from jaxllm.decoder.batch import PackedBatch, Scored
+from jaxllm.decoder.tree_attention import TILE, tile_pairs
+from jaxllm.execution.loglikelihood import CHUNK
+from jaxllm.execution.steps import Steps
+from jaxllm.requests.outputs import RequestError
+from jaxllm.scoring.trie import Row, Trie, pack
+from sharding.padding import round_up
+
+TARGETS = 4  # ids that can be asked for at one token; more of them take the token to the head again
+AHEAD = 2  # steps queued on the devices before the results of the first are fetched
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""A context, one token at least, and a continuation of it, one token at least."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A continuation's log-probability, that of each of its tokens, and whether each of them is the likeliest one."""
+
+    logprob: float
+    token_logprobs: list[float]
+    is_greedy: bool
+    token_ids: list[int]
+
+
+class Shape(NamedTuple):
+    """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
+
+    length: int
+    places: int
+    width: int
+
+
+def row_length(platform: str) -> int:
+    """Tokens of a row: few on a CPU, whose cache holds their activations; elsewhere enough to hide transfers behind compute."""
+    return 2048 if platform == "cpu" else 16384
+
+
+class Scorer:
+    """Scores continuations with one model's steps.
+
+    Args:
+      params: gives the parameters when they are first needed; packing and compiling go without.
+      most: tokens that each part of the data axis takes in a step, at most; a longer pair has a step of its own length.
+    """
+
+    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], most: int):
+        self.steps, self.params, self.most = steps, params, most
+        self.layout = steps.layout
+        self._programs: dict[Shape, Callable[..., Scored]] = {}
+
+    def plan(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
+        """What will run: which tokens, in which rows. `names` are what errors call the pairs."""
+        trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
+        longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
+        share = -(-trie.tokens // self.layout.data)
+        length = max(min(power_of_two(share), self.most), power_of_two(longest), TILE)
+        rows = [Asked(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
+        if self.layout.platform != "cpu":
+            rows.sort(key=lambda asked: asked.width)  # few programs, and neighbours in need of the same one
+        return Packing(pairs, names, rows, length, frozenset(range(len(pairs))))
+
+    def compile(self, packing: Packing) -> None:
+        """Compile what `run` will need, ahead of it."""
+        for _, shape in self.turns(packing):
+            self._program(shape)
+
+    def run(self, packing: Packing) -> Iterator[tuple[int, Score]]:
+        """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers."""
+        queued: deque[tuple[list[Asked], Scored]] = deque()
+        params = self.params()
+        for asked, shape in self.turns(packing):
+            queued.append((asked, self._program(shape)(params, self._batch(asked, shape))))
+            if len(queued) > AHEAD:
+                yield from _scores(packing, *queued.popleft())
+        for step in queued:
+            yield from _scores(packing, *step)
+
+    def turns(self, packing: Packing) -> list[tuple[list[Asked], Shape]]:
+        """The rows of each step that scores something wanted, and its program's shape."""
+        data = self.layout.data
+        steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
+        wanted = [asked for asked in steps if any(i in packing.wanted for one in asked for i in one.row.members)]
+        return [(asked, self._shape(asked, packing.length)) for asked in wanted]
+
+    def _shape(self, asked: list[Asked], length: int) -> Shape:
+        places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
+        if self.layout.platform == "cpu":
+            return Shape(length, places, 0)
+        return Shape(length, places, min(round_up(max(one.width for one in asked), 2), length // TILE))
+
+    def _program(self, shape: Shape) -> Callable[..., Scored]:
+        if shape not in self._programs:
+            batch = self.abstract_batch(shape.length, shape.places)
+            self._programs[shape] = self.steps.score.lower(self.steps.abstract_params(), batch, width=shape.width).compile()
+        return self._programs[shape]
+
+    def abstract_batch(self, length: int, places: int) -> PackedBatch:
+        """Shapes and shardings of a step with rows of `length` tokens, `places` of which may go to the head."""
+        batch, shardings = self._empty(length, places)
+        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)
+
+    def _empty(self, length: int, places: int) -> tuple[PackedBatch, PackedBatch]:
+        """A step's batch with nothing in it, and how it is laid out."""
+        data, tiles = self.layout.data, length // TILE
+
+        def zeros(*shape: int) -> np.ndarray:
+            return np.zeros((data, *shape), np.int32)
+
+        end = np.arange(1, length + 1, dtype=np.int32)
+        key_tiles = zeros(tiles * (tiles + 1) // 2)
+        first, key_tiles[:, :tiles] = tile_pairs(end)
+        batch = PackedBatch(
+            zeros(length),
+            zeros(length),
+            np.tile(end, (data, 1)),
+            np.tile(first, (data, 1)),
+            key_tiles,
+            zeros(places),
+            zeros(places, TARGETS),
+            np.zeros((), np.int32),
+        )
+        rows, whole = self.layout.sharding(("rows",)), self.layout.sharding(())
+        return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
+
+    def _batch(self, asked: list[Asked], shape: Shape) -> PackedBatch:
+        batch, shardings = self._empty(shape.length, shape.places)
+        for i, one in enumerate(asked):
+            n = len(one.scored)
+            batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
+            batch.first[i], batch.key_tiles[i, : len(one.key_tiles)] = one.first, one.key_tiles
+            batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
+        chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in asked))
+        return jax.device_put(batch._replace(chunks=chunks), shardings)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Pairs, the rows of `length` tokens that hold them, and those whose scores are wanted, by their index."""
+
+    pairs: Sequence[Pair]
+    names: Sequence[str]
+    rows: list[Asked]
+    length: int
+    wanted: frozenset[int]
+
+    def only(self, pairs: Iterable[int]) -> Packing:
+        """The same steps, but for those that score none of these pairs: what is left has the same bits as in the whole run."""
+        return replace(self, wanted=frozenset(pairs))
+
+    def name(self, pair: int) -> str:
+        """What errors call it."""
+        return self.names[pair] if self.names else f"request {pair}"
+
+    @property
+    def unshared(self) -> int:
+        """Tokens that scoring each pair on its own would take."""
+        return sum(len(context) + len(continuation) - 1 for context, continuation in self.pairs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after sharing and splitting."""
+        return sum(asked.row.size for asked in self.rows)
+
+    @property
+    def filled(self) -> float:
+        """How much of the rows' positions holds tokens."""
+        return self.tokens / max(len(self.rows) * self.length, 1)
+
+
+class Asked:
+    """A row and what it is asked for: each (token, target) once, and where each pair finds its own.
+
+    Attributes:
+      scored: [p] int32, tokens of the row that go to the head.
+      targets: [p, TARGETS] int32.
+      found: for each pair in the row, where its targets are in the flattened [p, TARGETS].
+      first, key_tiles: which tiles of the row see which (`jaxllm.decoder.tree_attention`).
+      width: tiles that one sees, at most.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], row: Row, vocab: int):
+        self.row = row
+        self.first, self.key_tiles = tile_pairs(row.end)
+        self.width = int(np.diff(self.first).max())
+        parts = [(path[len(pairs[i][0]) - 1 :], pairs[i][1]) for i, path in zip(row.members, row.paths, strict=True)]
+        nodes = np.concatenate([path for path, _ in parts]).astype(np.int64)
+        ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])
+        keys, inverse = np.unique(nodes * vocab + ids, return_inverse=True)
+        node, target = keys // vocab, keys % vocab
+        rank = np.arange(len(keys)) - np.searchsorted(node, node)  # of a target among those of its token
+        place = np.cumsum(rank % TARGETS == 0) - 1
+        self.scored = node[rank % TARGETS == 0].astype(np.int32)
+        self.targets = np.zeros((len(self.scored), TARGETS), np.int32)
+        self.targets[place, rank % TARGETS] = target
+        cuts = np.cumsum([len(path) for path, _ in parts])[:-1]
+        self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
+
+
+def _scores(packing: Packing, asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
+    host: Scored = jax.device_get(scored)
+    for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
+        for i, found in zip(one.row.members, one.found, strict=True):
+            if i not in packing.wanted:
+                continue
+            logprobs = logprob.reshape(-1)[found].astype(np.float64)
+            if np.isnan(logprobs).any():
+                raise RequestError(
+                    f"{packing.name(i)}: the model's logits are not numbers; try dtype='float32', or check its weights"
+                )
+            ids = list(packing.pairs[i][1])
+            yield i, Score(float(logprobs.sum()), logprobs.tolist(), bool(greedy.reshape(-1)[found].all()), ids)
