@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("bench", "checkpoints", "jaxllm", "sharding")
 
 # What a module may import of this repository.

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, RequestError, SamplingParams
 from jaxllm.fair_lock import FairLock
 
-ROOT = Path(__file__).resolve().parent.parent
 LETTERS = {ord(c): 12.0 for c in "abcde "}
 
 

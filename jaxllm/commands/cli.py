@@ -113,7 +113,3 @@ def parser() -> argparse.ArgumentParser:
     ):
         command.add(commands)
     return root
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -59,7 +59,7 @@ def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool =
 
 
 def score(steps: Steps, tokens: int, width: int) -> Program:
-    """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `jaxllm.decoder.tree_attention`."""
+    """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `tree_attention`."""
     batch = Scorer(steps, list, tokens).abstract_batch(tokens, tokens)
     return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 

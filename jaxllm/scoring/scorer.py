@@ -1,6 +1,6 @@
 """Contexts and continuations, as token ids -> log-probabilities.
 
-One trie over everything that is asked, packed into rows (`jaxllm.scoring.trie`), one row a part of the data axis in each step. The host
+One trie over everything that is asked, packed into rows (see `trie`), one row a part of the data axis in each step. The host
 stays ahead of the devices: a step's results are fetched when the next ones have been queued.
 """
 

@@ -1,4 +1,4 @@
-"""Record lm-eval's scores of SmolLM2-135M on HellaSwag questions: `python tests/record_hellaswag.py QUESTIONS.jsonl`.
+"""Record lm-eval's scores of SmolLM2-135M on HellaSwag questions: `python tests/support/record_hellaswag.py QUESTIONS.jsonl`.
 
 Needs lm-eval, torch and accelerate (the `eval` and `reference` extras). Its `hf` model runs in float32. Written to
 data/smollm2_hellaswag.json: for each question the log-probability of each choice. The questions themselves are not kept.
@@ -10,13 +10,15 @@ import json
 import sys
 from pathlib import Path
 
+from paths import DATA
+
 from bench.peers import LMEval
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import resolve
 from jaxllm.evaluation.multiple_choice import read_questions
 from jaxllm.requests.encoding import PairEncoder
 
-RECORD = Path(__file__).parent / "data" / "smollm2_hellaswag.json"
+RECORD = DATA / "smollm2_hellaswag.json"
 
 
 def main(file: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import DATA
 from tiny import DEFAULTS, Row, Run, random_row, reference, write
 
 from checkpoints.errors import CheckpointError
@@ -97,7 +98,7 @@ def test_a_cache_of_several_blocks(tmp_path_factory: pytest.TempPathFactory) -> 
 
 # The real model. What transformers says of it is recorded by record_smollm2.py; a few prompts are run again where torch is there.
 
-RECORD: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "smollm2_greedy.json").read_text(encoding="utf-8"))
+RECORD: list[dict[str, Any]] = json.loads((DATA / "smollm2_greedy.json").read_text(encoding="utf-8"))
 REAL_TOLERANCE = 2e-4
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import environment_in, start
 from terminals import Person, shown
-from test_cli import start
-from test_compile_cache import environment_in
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, SamplingParams
@@ -42,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def jaxllm(xdg: Path, *arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
     """A process of its own, with these bytes to read."""
-    command = [sys.executable, "-m", "jaxllm.commands.cli", *arguments]
+    command = [sys.executable, "-m", "jaxllm", *arguments]
     return subprocess.run(command, env=environment_in(xdg) | environment, input=stdin, capture_output=True, cwd=xdg)
 
 
@@ -156,9 +155,11 @@ def test_a_system_message_comes_first(folder: Path, capsys: pytest.CaptureFixtur
 # Before anything runs
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_do_without_jax(tmp_path: Path, option: str) -> None:
-    program = f"import sys; from jaxllm import cli; sys.argv[1:] = [{option!r}]\ntry: cli.main()\nexcept SystemExit: pass\n"
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["score", "--help"]], ids=" ".join)
+def test_help_and_version_do_without_jax(tmp_path: Path, arguments: list[str]) -> None:
+    program = (
+        f"import sys; from jaxllm.commands import cli; sys.argv[1:] = {arguments}\ntry: cli.main()\nexcept SystemExit: pass\n"
+    )
     program += "print([m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'numpy', 'transformers', 'tqdm')])"
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], env=environment_in(tmp_path), capture_output=True, text=True)
@@ -322,7 +323,7 @@ def test_a_closed_pipe_ends_it_quietly(folder: Path, home: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jaxllm.commands.cli", "families"]
+    command = [sys.executable, "-m", "jaxllm", "families"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=environment_in(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "jaxllm: [Errno 28] No space left on device\n")

@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import start
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, SamplingParams
 from jaxllm.commands.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"vocab_size": 258, "max_position_embeddings": 512, "bos_token_id": 256, "eos_token_id": 257}
     return write_tokenizer(write_tiny(tmp_path_factory.mktemp("cli"), **sizes))
-
-
-def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.Popen[str]:
-    """A process of its own. `model` takes the place of the demo's."""
-    # Whoever runs the tests in the background has SIGINT ignored, and a child inherits that.
-    program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxllm import cli, demo_command; "
-    )
-    program += "demo_command.MODEL = sys.argv.pop(1) or demo_command.MODEL; sys.exit(cli.main())"
-    env = os.environ | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        env.pop(name, None)
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", program, str(model or ""), *arguments]
-    return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-def test_the_options_of_all_commands_need_no_heavy_library() -> None:
-    """So that `--help` and a mistake in an option are answered at once."""
-    program = "import sys; from jaxllm.commands.cli import parser; parser(); print(*{'jax', 'numpy', 'transformers'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_generate_prints_prompt_and_answer_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C at random moments of `jaxllm generate`: `python tests/interrupts.py 200`.
+"""Ctrl-C at random moments of `jaxllm generate`: `python tests/support/interrupts.py 200`.
 
 Half of the runs begin with an empty compilation cache, half with one that has every program. The moments are spread evenly,
 each drawn from its own part, from the process's start to where an undisturbed run ends.
@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import environment_in
 from terminals import UNIGNORED
-from test_compile_cache import environment_in
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 LIMIT = 30.0  # seconds until a process that does not end is killed

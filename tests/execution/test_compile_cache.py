@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from jax._src.compilation_cache import compress_executable
+from processes import environment_in
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm.execution.compile_cache import WholeEntries
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import json, sys
 from jaxllm import LLM, SamplingParams, virtual_cpu_devices
@@ -32,12 +32,6 @@ outputs = llm.generate([[3, 4, 5], [6] * 260], params)
 tokens = [o.outputs[0].token_ids for o in outputs]
 print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits, "seconds": COUNTER.seconds, "tokens": tokens}))
 """
-
-
-def environment_in(xdg: Path) -> dict[str, str]:
-    """Of a process with a cache folder of its own."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_ENABLE_COMP"))}
-    return env | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def run_python(xdg: Path, *command: str, **environment: str) -> str:
@@ -71,7 +65,7 @@ print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits}))
 def test_after_a_warmup_nothing_is_compiled(tmp_path: Path) -> None:
     """Growing caches, prompts and answers of all lengths, greedy and sampling."""
     folder = write_tiny(tmp_path / "model", max_position_embeddings=512, num_hidden_layers=1)
-    command = ["-m", "jaxllm.commands.cli", "warmup", str(folder), "--virtual-devices", "2", "--layout", "tensor"]
+    command = ["-m", "jaxllm", "warmup", str(folder), "--virtual-devices", "2", "--layout", "tensor"]
     command += ["--max-num-seqs", "2", "--max-model-len", "256"]
     assert "up to 2 sequences of 256 tokens" in run_python(tmp_path, *command)
     warm = json.loads(run_python(tmp_path, "-c", WARM, str(folder)).splitlines()[-1])
@@ -93,7 +87,7 @@ def test_a_cold_start_in_a_terminal_shows_what_it_does(tmp_path: Path) -> None:
     folder = write_tokenizer(write_tiny(tmp_path / "model", vocab_size=300))
     here, there = pty.openpty()
     termios.tcsetwinsize(there, (24, 80))
-    command = [sys.executable, "-m", "jaxllm.commands.cli", "generate", str(folder), "hello", "--max-tokens", "2"]
+    command = [sys.executable, "-m", "jaxllm", "generate", str(folder), "hello", "--max-tokens", "2"]
     with subprocess.Popen(command, env=environment_in(tmp_path), stdout=subprocess.PIPE, stderr=there, cwd=tmp_path) as process:
         os.close(there)
         shown = b""
@@ -107,7 +101,7 @@ def test_a_cold_start_in_a_terminal_shows_what_it_does(tmp_path: Path) -> None:
 
 
 def cache_command(xdg: Path, *options: str) -> str:
-    return run_python(xdg, "-m", "jaxllm.commands.cli", "cache", *options)
+    return run_python(xdg, "-m", "jaxllm", "cache", *options)
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Asks transformers of every family's tiny models what the tests compare with: `python tests/record_families.py`. Needs torch."""
+"""Asks transformers of every family's tiny models what the tests compare with.
+
+`python tests/support/record_families.py`; it needs torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from families import CASES, CONTEXT, CONTINUATIONS, DATA, LONG, NEW, RECORDED, ROWS, Record, write
+from families import CASES, CONTEXT, CONTINUATIONS, LONG, NEW, RECORDED, ROWS, Record, write
+from paths import DATA
 from safetensors import safe_open
 
 

@@ -14,7 +14,7 @@ import termios
 import time
 from pathlib import Path
 
-from test_compile_cache import environment_in
+from processes import environment_in
 
 LIMIT = 120.0  # seconds until what a test waits for is missing
 # Whoever runs the tests in the background has SIGINT ignored, and a child inherits that.
@@ -29,7 +29,7 @@ class Person:
         termios.tcsetwinsize(there, (24, 100))
         self._here = here
         self.raw = b""
-        command = [sys.executable, "-m", "jaxllm.commands.cli", *arguments]
+        command = [sys.executable, "-m", "jaxllm", *arguments]
         self._process = subprocess.Popen(
             [sys.executable, "-c", UNIGNORED, *command],
             env=environment_in(xdg) | {"TERM": "dumb"},

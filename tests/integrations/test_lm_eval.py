@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm.commands.cli import main
@@ -124,7 +125,7 @@ def same(mine: Any, other: Any) -> bool:
 def test_lm_eval_finds_the_model_where_it_reads_entry_points() -> None:
     from lm_eval.api.registry import Registry
 
-    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     registry = Registry("model")
     for name, value in declared["lm_eval.models"].items():
         registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paths import DATA, SHARED
 from tiny import Row, random_row, reference, write
 from tiny_checkpoint import write_tiny, write_tokenizer
 
@@ -133,8 +134,8 @@ def test_both_forms_of_attention_agree(kv_heads: int, softmax: Softmax) -> None:
 
 # The real model on real questions; what lm-eval says of them is recorded by record_hellaswag.py.
 
-HELLASWAG = Path(__file__).parents[2] / "shared" / "data" / "hellaswag_every50.jsonl"
-RECORD: list[list[float]] = json.loads((Path(__file__).parent / "data" / "smollm2_hellaswag.json").read_text())
+HELLASWAG = SHARED / "hellaswag_every50.jsonl"
+RECORD: list[list[float]] = json.loads((DATA / "smollm2_hellaswag.json").read_text())
 
 
 @pytest.mark.slow

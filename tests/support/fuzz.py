@@ -1,4 +1,4 @@
-"""Feeds broken and hostile files to every reader of headers: `python tests/fuzz.py [--inputs N] [--seed N] [PARSER ...]`.
+"""Feeds broken and hostile files to every reader of headers: `python tests/support/fuzz.py [--inputs N] [--seed N] [PARSER ...]`.
 
 An input is a valid checkpoint, written small, of which one file is changed at random. A reader may open it, and then every tensor
 can be read whole and is no larger than the file; or it refuses with a CheckpointError of one line that names the file. Anything

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from interrupts import interrupt_often
+from paths import ROOT
 from terminals import UNIGNORED
 
-ROOT = Path(__file__).resolve().parent.parent
 BEGIN = """
 import signal, sys, time
 from jaxllm.commands.interrupt import Interrupts

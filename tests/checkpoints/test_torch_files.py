@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzz import PICKLES
+from paths import SHARED
 from safetensors.numpy import load_file
 from tiny_checkpoint import write_tiny
 
@@ -22,7 +23,7 @@ from jaxllm.commands.cli import main
 
 torch = pytest.importorskip("torch")
 
-LLAMA = Path(__file__).parents[2] / "shared" / "data" / "llama" / "tokenizer.model"
+LLAMA = SHARED / "llama" / "tokenizer.model"
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4, "hidden_size": 32, "vocab_size": 96}
 Tensors = dict[str, Any]
 

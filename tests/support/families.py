@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from paths import DATA
 from safetensors.numpy import save_file
 from tiny import random_row
 
-DATA = Path(__file__).parent / "data"
 VOCAB = 61
 ROWS = [random_row(0, [16, 11], 4, VOCAB), random_row(1, [13], 4, VOCAB)]
 RECORDED = ([0, 5, 6, 7, 8, 15, 16, 26, 27, 30], [12, 13, 16])  # tokens of each row; windows are of 7

@@ -1,4 +1,4 @@
-"""Record what transformers says of SmolLM2-135M, for tests/test_model.py: `python tests/record_smollm2.py`.
+"""Record what transformers says of SmolLM2-135M, for tests/decoder/test_model.py: `python tests/support/record_smollm2.py`.
 
 Needs torch and accelerate (the `reference` extra). The model runs in float32 from the GGUF file that `resolve` fetches; each
 prompt is continued greedily, end-of-sequence ids counting as any other. Written to data/smollm2_greedy.json, an object a line:
@@ -13,13 +13,14 @@ prompt is continued greedily, end-of-sequence ids counting as any other. Written
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+
+from paths import DATA
 
 from bench.peers import empty_cache
 from checkpoints.hub import resolve
 
-RECORD = Path(__file__).parent / "data" / "smollm2_greedy.json"
+RECORD = DATA / "smollm2_greedy.json"
 NEW_TOKENS, TOP = 48, 20
 
 LONG_STORY = (

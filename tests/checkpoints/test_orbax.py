@@ -305,7 +305,7 @@ def test_the_configs_travel(tmp_path: Path) -> None:
 def test_the_command_line_leaves_accelerators_alone(tmp_path: Path) -> None:
     """A GPU that serves a model has no memory left; here there is none at all, and jax is told to start with it."""
     write_tiny(tmp_path / "tiny")
-    command = [sys.executable, "-m", "jaxllm.commands.cli", "convert", tmp_path / "tiny", tmp_path / "orbax", "--to", "orbax"]
+    command = [sys.executable, "-m", "jaxllm", "convert", tmp_path / "tiny", tmp_path / "orbax", "--to", "orbax"]
     done = subprocess.run(list(map(str, command)), env=os.environ | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "orbax" / ORBAX).is_dir()

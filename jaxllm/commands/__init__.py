@@ -1,0 +1,1 @@
+"""The command line: `cli`, and a file for each command."""

@@ -1,0 +1,1 @@
+"""Log-probabilities of continuations, with what they share computed once."""
