@@ -20,12 +20,13 @@ from bench.latency import run
 from bench.machine import describe, median_seconds, report
 from bench.subject import Subject, add_options
 from checkpoints.hub import rates_dir
+from jaxllm.buckets import row_length
 from jaxllm.execution import programs
 from jaxllm.planning.measure import measured
 from jaxllm.planning.plan import cache_bytes, weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, score_step
 from jaxllm.planning.working_memory import score_bytes, step_bytes
-from jaxllm.scoring.scorer import Scorer, row_length
+from jaxllm.scoring.scorer import Scorer
 from sharding.hardware import Hardware
 
 PROMPT, NEW = 512, 33  # tokens

@@ -25,10 +25,11 @@ from bench.challenge import board
 from bench.machine import describe, matmul_rate, process_seconds, report
 from bench.prediction import predict, target_layout, target_scorer
 from bench.subject import Subject, add_options
+from jaxllm.buckets import row_length
 from jaxllm.config import ModelConfig
 from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy, read_questions
-from jaxllm.requests.encoding import PairEncoder, fit
-from jaxllm.scoring.scorer import Packing, Pair, Scorer, row_length
+from jaxllm.requests.encoding import Pair, PairEncoder, fit
+from jaxllm.scoring.scorer import Packing, Scorer
 from sharding.layout import Layout
 
 

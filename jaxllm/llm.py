@@ -22,6 +22,7 @@ from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, plan
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
+from jaxllm.buckets import row_length
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
@@ -49,7 +50,7 @@ from jaxllm.requests.prompts import (
 )
 from jaxllm.requests.sampling_params import SamplingParams, from_generation_config
 from jaxllm.requests.vllm_arguments import LLM_ELSEWHERE
-from jaxllm.scoring.scorer import Packing, Score, Scorer, row_length
+from jaxllm.scoring.scorer import Packing, Score, Scorer
 from sharding.mesh import pick_devices
 
 Prompts = Prompt | Sequence[Prompt]

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxllm.commands.text_lines import decoded, lines_of
 from jaxllm.requests.outputs import RequestError
+from jaxllm.requests.text_lines import decoded, lines_of
 
 STDIN = "-"
 JSON_LINES = ".jsonl"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from checkpoints.hub import cache_dir
 from jaxllm.commands.model_options import load
 from jaxllm.evaluation.delimiter import describe as describe_delimiter
 from jaxllm.evaluation.multiple_choice import (
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     timeline = Timeline()
     with timeline.phase("read"):
-        path = hellaswag() if args.file == "hellaswag" else Path(args.file)
+        path = hellaswag(cache_dir().parent) if args.file == "hellaswag" else Path(args.file)
         questions = read_questions(path)
     if args.file == "hellaswag" and args.delimiter is None:
         args.delimiter = " "  # as lm-eval's task has it, also before endings that begin with a space

@@ -20,11 +20,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from checkpoints.hub import cache_dir
-from jaxllm.commands.text_lines import lines_of
 from jaxllm.evaluation.delimiter import delimiter_for
 from jaxllm.llm import LLM
 from jaxllm.requests.outputs import RequestError
+from jaxllm.requests.text_lines import lines_of
 from jaxllm.scoring.scorer import Packing
 
 
@@ -204,9 +203,9 @@ class Results:
             self._file = None
 
 
-def hellaswag() -> Path:
-    """HellaSwag's validation set (Zellers et al. 2019), from the Hugging Face hub into the cache, worded as lm-eval's task is."""
-    target = cache_dir().parent / "hellaswag_validation.jsonl"
+def hellaswag(folder: Path) -> Path:
+    """HellaSwag's validation set (Zellers et al. 2019), from the Hugging Face hub into `folder`, worded as lm-eval's task is."""
+    target = folder / "hellaswag_validation.jsonl"
     if target.exists():
         return target
     try:

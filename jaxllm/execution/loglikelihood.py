@@ -9,9 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxllm.decoder.batch import PackedBatch, Scored
+from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.layers import dot
 from jaxllm.decoder.model import Decoder
+from jaxllm.execution.batch import Scored
 
 CHUNK = 128  # tokens
 

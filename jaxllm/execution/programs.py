@@ -10,9 +10,9 @@ from jax.stages import Compiled, Wrapped
 
 from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.batch import DecodeBatch, Randomness, SamplingBatch, TokenBatch
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.execution.batch import DecodeBatch, Randomness, SamplingBatch, abstract_packed_batch
 from jaxllm.execution.steps import MAX_STEPS, Steps
-from jaxllm.scoring.scorer import Scorer
 from sharding.hlo import analyse
 from sharding.targets import compile_for
 
@@ -60,7 +60,7 @@ def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool =
 
 def score(steps: Steps, tokens: int, width: int) -> Program:
     """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `tree_attention`."""
-    batch = Scorer(steps, list, tokens).abstract_batch(tokens, tokens)
+    batch = abstract_packed_batch(steps.layout, tokens, tokens)
     return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxllm.decoder.batch import Controls, Logprobs, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.batch import Controls, Logprobs, Randomness, Sampled, SamplingBatch
 
 
 def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None) -> Sampled:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.batch import DecodeBatch, Logprobs, PackedBatch, Sampled, SamplingBatch, Scored, TokenBatch
+from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.kv_cache import AXES, Cache
 from jaxllm.decoder.model import Decoder
+from jaxllm.execution.batch import DecodeBatch, Logprobs, Sampled, SamplingBatch, Scored
 from jaxllm.execution.loglikelihood import score_hidden
 from jaxllm.execution.sampling import sample
 from sharding.layout import AMPERE, HOPPER, Layout

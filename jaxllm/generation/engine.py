@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, chunk_bucket, power_of_two
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch, TokenBatch
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.execution.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch
 from jaxllm.execution.cache_shapes import CacheLadder
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.scheduler import Scheduler, Sequence

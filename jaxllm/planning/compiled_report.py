@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxllm.buckets import MAX_CHUNK, cache_length
+from jaxllm.buckets import MAX_CHUNK, cache_length, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.kv_cache import BLOCK
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
-from jaxllm.scoring.scorer import row_length
 from sharding.hlo import COLLECTIVES, Program, analyse
 from sharding.layout import Layout
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK
+from jaxllm.buckets import MAX_CHUNK, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.moe import products
 from jaxllm.planning.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
-from jaxllm.scoring.scorer import row_length
 from sharding.hardware import Hardware
 from sharding.layout import Layout, make_layout
 

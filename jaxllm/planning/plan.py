@@ -10,13 +10,12 @@ from typing import Any, Literal
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from jaxllm.buckets import cache_length
+from jaxllm.buckets import cache_length, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.model import Decoder
 from jaxllm.planning.roofline import decode_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
-from jaxllm.scoring.scorer import row_length
 from sharding.hardware import hardware
 from sharding.layout import AMPERE, Layout, capability, make_layout
 from sharding.mesh import device_memory

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK
+from jaxllm.buckets import MAX_CHUNK, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.kv_cache import BLOCK
 from jaxllm.decoder.layers import FEWEST_ROWS, parts_of_ffn
 from jaxllm.decoder.moe import products
 from jaxllm.execution.loglikelihood import CHUNK
-from jaxllm.scoring.scorer import row_length
 from sharding.layout import AMPERE, HOPPER, Layout
 from sharding.padding import round_up
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxllm.requests.outputs import RequestError
-from jaxllm.scoring.scorer import Pair
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""A context, one token at least, and a continuation of it, one token at least."""
 
 
 @dataclass(frozen=True)

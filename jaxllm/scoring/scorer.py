@@ -15,19 +15,17 @@ import jax
 import numpy as np
 
 from jaxllm.buckets import power_of_two
-from jaxllm.decoder.batch import PackedBatch, Scored
+from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.tree_attention import TILE, tile_pairs
+from jaxllm.execution.batch import TARGETS, Scored, abstract_packed_batch, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.execution.steps import Steps
+from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.trie import Row, Trie, pack
 from sharding.padding import round_up
 
-TARGETS = 4  # ids that can be asked for at one token; more of them take the token to the head again
 AHEAD = 2  # steps queued on the devices before the results of the first are fetched
-
-Pair = tuple[Sequence[int], Sequence[int]]
-"""A context, one token at least, and a continuation of it, one token at least."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ class Shape(NamedTuple):
     length: int
     places: int
     width: int
-
-
-def row_length(platform: str) -> int:
-    """Tokens of a row: few on a CPU, whose cache holds their activations; elsewhere enough to hide transfers behind compute."""
-    return 2048 if platform == "cpu" else 16384
 
 
 class Scorer:
@@ -108,40 +101,12 @@ class Scorer:
 
     def _program(self, shape: Shape) -> Callable[..., Scored]:
         if shape not in self._programs:
-            batch = self.abstract_batch(shape.length, shape.places)
+            batch = abstract_packed_batch(self.layout, shape.length, shape.places)
             self._programs[shape] = self.steps.score.lower(self.steps.abstract_params(), batch, width=shape.width).compile()
         return self._programs[shape]
 
-    def abstract_batch(self, length: int, places: int) -> PackedBatch:
-        """Shapes and shardings of a step with rows of `length` tokens, `places` of which may go to the head."""
-        batch, shardings = self._empty(length, places)
-        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)
-
-    def _empty(self, length: int, places: int) -> tuple[PackedBatch, PackedBatch]:
-        """A step's batch with nothing in it, and how it is laid out."""
-        data, tiles = self.layout.data, length // TILE
-
-        def zeros(*shape: int) -> np.ndarray:
-            return np.zeros((data, *shape), np.int32)
-
-        end = np.arange(1, length + 1, dtype=np.int32)
-        key_tiles = zeros(tiles * (tiles + 1) // 2)
-        first, key_tiles[:, :tiles] = tile_pairs(end)
-        batch = PackedBatch(
-            zeros(length),
-            zeros(length),
-            np.tile(end, (data, 1)),
-            np.tile(first, (data, 1)),
-            key_tiles,
-            zeros(places),
-            zeros(places, TARGETS),
-            np.zeros((), np.int32),
-        )
-        rows, whole = self.layout.sharding(("rows",)), self.layout.sharding(())
-        return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
-
     def _batch(self, asked: list[Asked], shape: Shape) -> PackedBatch:
-        batch, shardings = self._empty(shape.length, shape.places)
+        batch, shardings = empty_packed_batch(self.layout, shape.length, shape.places)
         for i, one in enumerate(asked):
             n = len(one.scored)
             batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end

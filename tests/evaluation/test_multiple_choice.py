@@ -96,7 +96,7 @@ def test_hellaswag_has_the_delimiter_of_lm_evals_task(
     folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text(json.dumps({"query": "Roof:", "choices": [" How", "x"], "gold": 0}) + "\n")
-    monkeypatch.setattr("jaxllm.commands.score_run.hellaswag", lambda: file)
+    monkeypatch.setattr("jaxllm.commands.score_run.hellaswag", lambda folder: file)
     assert score(folder, "hellaswag") == 0
     assert "delimiter: ' ' before each of 2 choices" in capsys.readouterr().out
 
@@ -276,8 +276,7 @@ def test_hellaswag_by_name_is_worded_as_lm_evals_task(tmp_path: Path, monkeypatc
     task = pytest.importorskip("lm_eval.tasks.hellaswag.utils")
     rows = datasets.Dataset.from_list(ROWS)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    monkeypatch.setattr("jaxllm.evaluation.multiple_choice.cache_dir", lambda: tmp_path / "models")
-    path = hellaswag()
+    path = hellaswag(tmp_path)
     expected = [(doc["query"], tuple(doc["choices"]), doc["gold"]) for doc in task.process_docs(rows)]
     assert [(q.query, q.choices, q.gold) for q in read_questions(path)] == expected
 
@@ -285,7 +284,7 @@ def test_hellaswag_by_name_is_worded_as_lm_evals_task(tmp_path: Path, monkeypatc
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    assert hellaswag() == path  # fetched once
+    assert hellaswag(tmp_path) == path  # fetched once
     path.unlink()
     with pytest.raises(RequestError, match=r"the hub cannot be reached \(no network\): name a file"):
-        hellaswag()
+        hellaswag(tmp_path)

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 
+from jaxllm.buckets import row_length
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import cache_bytes
 from jaxllm.planning.presets import PRESETS
-from jaxllm.scoring.scorer import row_length
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 from sharding.targets import target_devices

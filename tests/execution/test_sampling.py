@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.decoder.batch import Controls, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.batch import Controls, Randomness, Sampled, SamplingBatch
 from jaxllm.execution.sampling import _filter as filter_logits
 from jaxllm.execution.sampling import adjust, sample
 

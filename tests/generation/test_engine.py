@@ -14,8 +14,9 @@ from tiny_checkpoint import write_tiny
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.batch import SamplingBatch, TokenBatch
+from jaxllm.decoder.batch import TokenBatch
 from jaxllm.execution import cache_shapes as ladder_module
+from jaxllm.execution.batch import SamplingBatch
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
 from jaxllm.generation.scheduler import Sequence

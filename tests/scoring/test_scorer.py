@@ -21,8 +21,9 @@ from jaxllm import LLM, RequestError
 from jaxllm.decoder import tree_attention as trees
 from jaxllm.decoder.attention import Softmax
 from jaxllm.evaluation.multiple_choice import read_questions
+from jaxllm.execution.batch import TARGETS
 from jaxllm.execution.steps import Steps
-from jaxllm.scoring.scorer import TARGETS, Scorer
+from jaxllm.scoring.scorer import Scorer
 from jaxllm.scoring.trie import Trie, pack
 from sharding.layout import make_layout
 

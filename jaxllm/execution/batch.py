@@ -1,0 +1,148 @@
+"""What a step is told beside its tokens, and what it gives back, as arrays; and the empty batch of a scoring step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxllm.decoder.batch import Array, PackedBatch
+from jaxllm.decoder.tree_attention import TILE, tile_pairs
+from sharding.layout import Layout
+
+TARGETS = 4  # ids that can be asked for at one token of a scoring step; more of them take the token to the head again
+
+
+class Randomness(NamedTuple):
+    """How rows that sample do so.
+
+    Attributes:
+      temperature: [B] float32, 0 is greedy.
+      seed: [B] uint32, of the row's own random stream.
+      top_k: [B] int32, 0 is off.
+      top_p: [B] float32, 1 is off.
+      min_p: [B] float32, 0 is off.
+    """
+
+    temperature: Array
+    seed: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
+class Controls(NamedTuple):
+    """What changes a row's logits before a token is chosen.
+
+    Attributes:
+      min_tokens: [B] int32, stop ids cannot be chosen before so many tokens.
+      penalty: [B] float32, repetition penalty, 1 is off.
+      seen: [B, V] bool, tokens of the prompt and the output so far.
+      bias: [B, V] float32, added to the logits.
+    """
+
+    min_tokens: Array
+    penalty: Array
+    seen: Array
+    bias: Array
+
+
+class SamplingBatch(NamedTuple):
+    """How each of B rows chooses its next token. `random` and `controls` are None when no row needs them, and cost nothing then.
+
+    Attributes:
+      count: [B] int32, how many tokens the row has generated; the counter of its random stream.
+      stop_ids: [B, E] int32, ids that end the row, padded with -1.
+    """
+
+    count: Array
+    stop_ids: Array
+    random: Randomness | None = None
+    controls: Controls | None = None
+
+
+class DecodeBatch(NamedTuple):
+    """R rows, all of the cache, that decode several tokens in one call.
+
+    Attributes:
+      tokens: [R] int32, each row's last token, not yet in the cache.
+      position: [R] int32, where it will stand.
+      live: [R] bool, rows that decode; the others are carried along.
+      remaining: [R] int32, how many tokens the row may still generate.
+      sampling: how they are chosen.
+      limit: [] int32, at most so many steps in this call.
+      until_any: [] bool, return as soon as any row has stopped (someone waits for its slot).
+    """
+
+    tokens: Array
+    position: Array
+    live: Array
+    remaining: Array
+    sampling: SamplingBatch
+    limit: Array
+    until_any: Array
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities under the raw logits.
+
+    Attributes, each with a leading [steps] axis when it comes from a decode call:
+      chosen: [B] float32, of the chosen token.
+      rank: [B] int32, its rank, 1 for the likeliest.
+      top_ids, top: [B, n], the n likeliest, likeliest first.
+    """
+
+    chosen: Array
+    rank: Array
+    top_ids: Array
+    top: Array
+
+
+class Sampled(NamedTuple):
+    """Chosen tokens [B] int32 ([steps, B] from a decode call), and their log-probabilities if asked for."""
+
+    token: Array
+    logprobs: Logprobs | None
+
+
+class Scored(NamedTuple):
+    """Log-probabilities [B, P, M] float32 of the targets, and whether each is the likeliest id, [B, P, M] bool."""
+
+    logprob: Array
+    greedy: Array
+
+
+def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[PackedBatch, PackedBatch]:
+    """A scoring step's batch with nothing in it, and how it is laid out.
+
+    Args:
+      length: tokens of the row on each part of the data axis.
+      scored: how many of them may go to the head.
+    """
+    data, tiles = layout.data, length // TILE
+
+    def zeros(*shape: int) -> np.ndarray:
+        return np.zeros((data, *shape), np.int32)
+
+    end = np.arange(1, length + 1, dtype=np.int32)
+    key_tiles = zeros(tiles * (tiles + 1) // 2)
+    first, key_tiles[:, :tiles] = tile_pairs(end)
+    batch = PackedBatch(
+        zeros(length),
+        zeros(length),
+        np.tile(end, (data, 1)),
+        np.tile(first, (data, 1)),
+        key_tiles,
+        zeros(scored),
+        zeros(scored, TARGETS),
+        np.zeros((), np.int32),
+    )
+    rows, whole = layout.sharding(("rows",)), layout.sharding(())
+    return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
+
+
+def abstract_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
+    """Shapes and shardings of such a batch."""
+    batch, shardings = empty_packed_batch(layout, length, scored)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)
