@@ -72,11 +72,11 @@ def run(subject: Subject, prompts: list[list[int]], tokens: int) -> tuple[float,
     sequences = subject.submit(prompts, tokens)
     start = time.perf_counter()
     while not all(s.tokens for s in sequences):
-        subject.engine.turn(0)
+        subject.engine.step(0)
     first = time.perf_counter() - start
     start = time.perf_counter()
     while subject.engine.scheduler.busy:
-        subject.engine.turn()
+        subject.engine.step()
     return first, (time.perf_counter() - start) / max(tokens - 1, 1)
 
 

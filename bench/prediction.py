@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from jaxllm.buckets import row_length
-from jaxllm.execution.batch import abstract_packed_batch
+from jaxllm.execution.batch import abstract_batch, empty_packed_batch
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.roofline import REACHED, StepSeconds, score_step
@@ -49,7 +49,7 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
     assert rates is not None, f"every GPU to compile for is in sharding.hardware; {device.device_kind} is not"
     turns = scorer.turns(packing)
     widest = max(shape for _, shape in turns)
-    batch = abstract_packed_batch(layout, widest.length, widest.places)
+    batch = abstract_batch(layout, empty_packed_batch(layout, widest.length, widest.places))
     program = analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, width=widest.width))
     assert program.memory is not None
     kinds = {kind: program.count(kind) for kind in sorted({c.kind for c in program.collectives})}

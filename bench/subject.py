@@ -15,7 +15,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.steps import Steps
 from jaxllm.generation.engine import Engine
-from jaxllm.generation.scheduler import Sequence
+from jaxllm.generation.sequence import Sequence
 from jaxllm.planning.plan import Plan, Run
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.remedies import plan_or_refuse

@@ -46,7 +46,7 @@ def run(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
         subject.submit([rng.integers(5, subject.config.vocab_size, length).tolist()], int(new))
     start = time.perf_counter()
     while subject.engine.scheduler.busy:
-        subject.engine.turn()
+        subject.engine.step()
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,

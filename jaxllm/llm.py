@@ -129,7 +129,7 @@ class LLM:
         name = dtype_name(dtype) or default_dtype(self.config, picked)
         self.plan = plan_or_refuse(Run(self.config, picked, name, layout, max_model_len, max_num_seqs, workload))
         self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
-        # Scoring needs no cache that could limit it; but rows of one step are turned alike.
+        # Scoring needs no cache that could limit it; but the keys of one step are rotated alike.
         self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
         self._generation_defaults = from_generation_config(
             self.checkpoint.generation_defaults if generation_config == "auto" else {}
@@ -333,14 +333,14 @@ class LLM:
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
         with progress_bar(use_tqdm, len(requests)) as bar:
-            for _ in self._turns(requests, MAX_STEPS):
+            for _ in self._run_until_done(requests, MAX_STEPS):
                 bar.update(sum(request.finished for request in requests) - bar.n)
         return [request.output() for request in requests]
 
     def _pieces(self, request: Request) -> Generator[str]:
         sent = 0
-        with closing(self._turns([request], STREAM_STEPS)) as turns:
-            for _ in turns:
+        with closing(self._run_until_done([request], STREAM_STEPS)) as steps:
+            for _ in steps:
                 text = request.samples[0].settled
                 if len(text) > sent:
                     yield text[sent:]
@@ -360,26 +360,25 @@ class LLM:
         with self._exclusive():
             return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 
-    def _turns(self, requests: list[Request], steps: int) -> Generator[None]:
-        """Run the engine until the requests have ended, looking at their texts after each turn.
+    def _run_until_done(self, requests: list[Request], max_tokens: int) -> Generator[None]:
+        """Run the engine until the requests have ended, looking at their texts after each step of at most `max_tokens` a row.
 
-        Whoever waits, in whatever thread, runs everybody's sequences; between two turns the lock goes to the next.
+        Whoever waits, in whatever thread, runs everybody's sequences; between two steps the lock goes to the next.
         """
         unfinished = [sample for request in requests for sample in request.samples]
         if any(s.sequence.params.stops for s in unfinished):
-            steps = min(steps, 2 * STREAM_STEPS)  # what is decoded past a stop string is wasted
-        now = 0 if steps == STREAM_STEPS else steps  # a stream shows its first token at once
+            max_tokens = min(max_tokens, 2 * STREAM_STEPS)  # what is decoded past a stop string is wasted
         try:
             with self._exclusive():
                 for sample in unfinished:
                     self.engine.scheduler.add(sample.sequence)
             while unfinished:
                 with self._exclusive():
-                    if not all(sample.finished for sample in unfinished):  # by another's turn
-                        self.engine.turn(now)
-                    now = steps
-                    for sample in unfinished:
-                        sample.update()  # all of them: another stream's turn may have run these too
+                    if not all(sample.finished for sample in unfinished):  # by another's step
+                        self.engine.step(max_tokens)
+                    for sample in unfinished:  # all of them: another stream's step may have run these too
+                        if (found := sample.update()) is not None:
+                            self.engine.scheduler.finish(sample.sequence, "stop", found.stop, keep=found.keep)
                 unfinished = [sample for sample in unfinished if not sample.finished]
                 yield
         finally:

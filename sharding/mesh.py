@@ -1,9 +1,10 @@
-"""The devices a run uses."""
+"""The devices a run uses, and the way to them and back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -47,6 +48,16 @@ def pick_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]
             remedy += f", or call jaxllm.virtual_cpu_devices({devices}) first (--virtual-devices on the command line)"
         raise DeviceError(f"{devices} devices asked for, {len(here)} there ({kind}): {remedy}")
     return here[:devices]
+
+
+def to_devices(tree: Any, shardings: Any) -> Any:
+    """Host arrays -> arrays on the devices; `shardings` is one for all, or a tree of them."""
+    return jax.device_put(tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays on the devices -> numpy arrays; waits for them."""
+    return jax.device_get(tree)
 
 
 def device_memory(device: jax.Device) -> int | None:

@@ -284,7 +284,7 @@ def test_ctrl_c_between_steps_keeps_the_stream_beside_it(llm: LLM, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "turn", interrupted)
+        patch.setattr(llm.engine, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate("xyz", GREEDY)
     assert first + "".join(stream) == expected

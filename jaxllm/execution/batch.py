@@ -1,13 +1,17 @@
-"""What a step is told beside its tokens, and what it gives back, as arrays; and the empty batch of a scoring step."""
+"""What a step is given and gives back, as arrays, and the empty batch of each kind of step.
+
+The empty batches are filled for a step that runs, and say the shapes to a program that is compiled ahead.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxllm.decoder.batch import Array, PackedBatch
+from jaxllm.buckets import STOP_ID_WIDTH, power_of_two
+from jaxllm.decoder.batch import Array, PackedBatch, TokenBatch
 from jaxllm.decoder.tree_attention import TILE, tile_pairs
 from sharding.layout import Layout
 
@@ -113,8 +117,54 @@ class Scored(NamedTuple):
     greedy: Array
 
 
-def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[PackedBatch, PackedBatch]:
-    """A scoring step's batch with nothing in it, and how it is laid out.
+def empty_token_batch(data: int, tokens: int) -> tuple[TokenBatch, np.ndarray]:
+    """Chunks of `tokens` on each of `data` shards with nothing in them, and the index of each one's last token."""
+    start, lengths, slots, last = np.zeros((4, data), np.int32)
+    valid = None if data == 1 else np.zeros(data, bool)
+    return TokenBatch(np.zeros((data, tokens), np.int32), start, lengths, slots, valid), last
+
+
+def empty_decode_batch(rows: int, sampling: SamplingBatch) -> DecodeBatch:
+    """A decode call in which none of `rows` decodes."""
+    tokens, position, remaining = np.zeros((3, rows), np.int32)
+    return DecodeBatch(tokens, position, np.zeros(rows, bool), remaining, sampling, np.int32(0), np.bool_(False))
+
+
+def empty_sampling_batch(
+    rows: int, stop_ids: int = 0, *, random: bool = False, controls: bool = False, vocab_size: int = 0
+) -> SamplingBatch:
+    """Greedy choices in `rows` rows that nothing stops; with `random` and `controls` the arrays that change that, at rest.
+
+    `stop_ids`: room for so many in a row, at least.
+    """
+
+    def column(dtype: Any, value: Any = 0) -> np.ndarray:
+        return np.full(rows, value, dtype)
+
+    width = max(STOP_ID_WIDTH, power_of_two(stop_ids))
+    how = what = None
+    if random:
+        how = Randomness(column(np.float32), column(np.uint32), column(np.int32), column(np.float32, 1), column(np.float32))
+    if controls:
+        seen, bias = np.zeros((rows, vocab_size), bool), np.zeros((rows, vocab_size), np.float32)
+        what = Controls(column(np.int32), column(np.float32, 1), seen, bias)
+    return SamplingBatch(column(np.int32), np.full((rows, width), -1, np.int32), how, what)
+
+
+def batch_shardings(layout: Layout, batch: Any) -> Any:
+    """How a batch is laid out: rows over the `data` axis, numbers on every device."""
+    rows, whole = layout.sharding(("rows",)), layout.sharding(())
+    return jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
+
+
+def abstract_batch(layout: Layout, batch: Any) -> Any:
+    """Shapes, dtypes and shardings of a batch."""
+    shardings = batch_shardings(layout, batch)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)
+
+
+def empty_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
+    """A scoring step's batch with nothing in it.
 
     Args:
       length: tokens of the row on each part of the data axis.
@@ -128,7 +178,7 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[Packed
     end = np.arange(1, length + 1, dtype=np.int32)
     key_tiles = zeros(tiles * (tiles + 1) // 2)
     first, key_tiles[:, :tiles] = tile_pairs(end)
-    batch = PackedBatch(
+    return PackedBatch(
         zeros(length),
         zeros(length),
         np.tile(end, (data, 1)),
@@ -138,11 +188,3 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[Packed
         zeros(scored, TARGETS),
         np.zeros((), np.int32),
     )
-    rows, whole = layout.sharding(("rows",)), layout.sharding(())
-    return batch, jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
-
-
-def abstract_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
-    """Shapes and shardings of such a batch."""
-    batch, shardings = empty_packed_batch(layout, length, scored)
-    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)

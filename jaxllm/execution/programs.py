@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from jax.stages import Compiled, Wrapped
 
-from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.batch import TokenBatch
-from jaxllm.execution.batch import DecodeBatch, Randomness, SamplingBatch, abstract_packed_batch
-from jaxllm.execution.steps import MAX_STEPS, Steps
+from jaxllm.execution.batch import (
+    abstract_batch,
+    empty_decode_batch,
+    empty_packed_batch,
+    empty_sampling_batch,
+    empty_token_batch,
+)
+from jaxllm.execution.steps import Steps
 from sharding.hlo import analyse
 from sharding.targets import compile_for
 
@@ -40,27 +42,23 @@ def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Pro
 
     `random`: some of them sample.
     """
-    ints = np.zeros(rows, np.int32)
-    batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
+    batch = empty_decode_batch(rows, empty_sampling_batch(rows, random=random))
     length = kv.positions(steps.layout, rows, length)
-    args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
+    args = (steps.abstract_params(), _cache(steps, rows, length), abstract_batch(steps.layout, batch))
     return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 
 
 def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> Program:
     """A chunk of `tokens` of a prompt on each part of the data axis, into a cache of `rows` and `length`."""
     data = steps.layout.data
-    ints = np.zeros(data, np.int32)
-    valid = None if data == 1 else np.zeros(data, bool)
-    batch = TokenBatch(np.zeros((data, tokens), np.int32), ints, ints, ints, valid)
-    rest = _abstract(steps, (batch, ints, _sampling(data, random)))
-    args = (steps.abstract_params(), _cache(steps, rows, length), *rest)
+    batch = abstract_batch(steps.layout, (*empty_token_batch(data, tokens), empty_sampling_batch(data, random=random)))
+    args = (steps.abstract_params(), _cache(steps, rows, length), *batch)
     return Program(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
 
 
 def score(steps: Steps, tokens: int, width: int) -> Program:
     """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `tree_attention`."""
-    batch = abstract_packed_batch(steps.layout, tokens, tokens)
+    batch = abstract_batch(steps.layout, empty_packed_batch(steps.layout, tokens, tokens))
     return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 
@@ -79,23 +77,5 @@ def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> lis
     return [Program(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
 
 
-def _sampling(rows: int, random: bool) -> SamplingBatch:
-    def column(dtype: Any) -> np.ndarray:
-        return np.zeros(rows, dtype)
-
-    how = Randomness(*(column(dtype) for dtype in (np.float32, np.uint32, np.int32, np.float32, np.float32))) if random else None
-    return SamplingBatch(column(np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32), how)
-
-
 def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:
     return kv.abstract(steps.config, steps.layout, rows, length, kv.cache_dtype(steps.dtype, steps.layout.platform))
-
-
-def _abstract(steps: Steps, tree: Any) -> Any:
-    """Shapes and shardings, rows split over the data axis."""
-    rows, whole = steps.layout.sharding(("rows",)), steps.layout.sharding(())
-
-    def one(x: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.ndim else whole)
-
-    return jax.tree.map(one, tree)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.config import ModelConfig
 from jaxllm.generation.detokenizer import Detokenizer
-from jaxllm.generation.scheduler import Sequence
+from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.encoding import check_ids
 from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
 from jaxllm.requests.prompts import ParsedPrompt
 from jaxllm.requests.sampling_params import SamplingParams
+
+
+class StopAt(NamedTuple):
+    """A stop string was completed: the sequence ends with the first `keep` of its tokens."""
+
+    keep: int
+    stop: str
 
 
 class Sample:
@@ -28,20 +35,20 @@ class Sample:
             None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, params.stops, params.skip_special_tokens)
         )
 
-    def update(self) -> None:
-        """Decode the tokens that are new; a stop string ends the sequence at the token that completed it."""
+    def update(self) -> StopAt | None:
+        """Decode the tokens that are new. What is returned is for the scheduler to end the sequence with."""
         sequence, text = self.sequence, self.text
-        if text is None:
-            return
+        if text is None or text.stopped_by is not None:
+            return None
         ended_by_id = sequence.finish_reason == "stop"
         while text.count < len(sequence.tokens) and text.stopped_by is None:
             if ended_by_id and text.count == len(sequence.tokens) - 1:
                 text.count += 1  # the stop id itself is no text
-            elif text.push(sequence.tokens[text.count]):
-                del sequence.tokens[text.count :], sequence.logprobs[text.count :]
-                sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
-        if sequence.finish_reason is not None and text.finish():
-            sequence.finish_reason, sequence.stop_reason = "stop", text.stopped_by
+            else:
+                text.push(sequence.tokens[text.count])
+        if sequence.finish_reason is not None:
+            text.finish()
+        return None if text.stopped_by is None else StopAt(text.count, text.stopped_by)
 
     @property
     def finished(self) -> bool:

@@ -17,12 +17,13 @@ import numpy as np
 from jaxllm.buckets import power_of_two
 from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.tree_attention import TILE, tile_pairs
-from jaxllm.execution.batch import TARGETS, Scored, abstract_packed_batch, empty_packed_batch
+from jaxllm.execution.batch import TARGETS, Scored, abstract_batch, batch_shardings, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.execution.steps import Steps
 from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.trie import Row, Trie, pack
+from sharding.mesh import to_devices, to_host
 from sharding.padding import round_up
 
 AHEAD = 2  # steps queued on the devices before the results of the first are fetched
@@ -101,19 +102,19 @@ class Scorer:
 
     def _program(self, shape: Shape) -> Callable[..., Scored]:
         if shape not in self._programs:
-            batch = abstract_packed_batch(self.layout, shape.length, shape.places)
+            batch = abstract_batch(self.layout, empty_packed_batch(self.layout, shape.length, shape.places))
             self._programs[shape] = self.steps.score.lower(self.steps.abstract_params(), batch, width=shape.width).compile()
         return self._programs[shape]
 
     def _batch(self, asked: list[Asked], shape: Shape) -> PackedBatch:
-        batch, shardings = empty_packed_batch(self.layout, shape.length, shape.places)
+        batch = empty_packed_batch(self.layout, shape.length, shape.places)
         for i, one in enumerate(asked):
             n = len(one.scored)
             batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
             batch.first[i], batch.key_tiles[i, : len(one.key_tiles)] = one.first, one.key_tiles
             batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
         chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in asked))
-        return jax.device_put(batch._replace(chunks=chunks), shardings)
+        return to_devices(batch._replace(chunks=chunks), batch_shardings(self.layout, batch))
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Asked:
 
 
 def _scores(packing: Packing, asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
-    host: Scored = jax.device_get(scored)
+    host: Scored = to_host(scored)
     for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
             if i not in packing.wanted:

@@ -406,7 +406,7 @@ def test_killed_at_random_moments_the_target_is_whole_or_absent(tmp_path: Path, 
     command = [
         sys.executable,
         "-m",
-        "jaxllm.commands.cli",
+        "jaxllm",
         "convert",
         str(source),
         str(target),

@@ -19,7 +19,7 @@ from jaxllm.execution import cache_shapes as ladder_module
 from jaxllm.execution.batch import SamplingBatch
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
-from jaxllm.generation.scheduler import Sequence
+from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.sampling_params import SamplingParams
 from sharding.hlo import analyse
 from sharding.layout import make_layout
@@ -38,7 +38,7 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Case:
-    """A request, the turn in which it arrives and the turn before which it is cancelled, if it is."""
+    """A request, the step in which it arrives and the step before which it is cancelled, if it is."""
 
     prompt: list[int]
     params: SamplingParams
@@ -76,15 +76,15 @@ def in_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:
     """All the cases at once, each from its arrival on."""
     sequences = [case.sequence(i) for i, case in enumerate(cases)]
-    turn = 0
+    step = 0
     while any(s.finish_reason is None for s in sequences):
         for case, sequence in zip(cases, sequences, strict=True):
-            if case.arrival == turn:
+            if case.arrival == step:
                 engine.scheduler.add(sequence)
-            if case.cancelled == turn:
+            if case.cancelled == step:
                 engine.scheduler.cancel(sequence.id)
-        engine.turn(steps())
-        turn += 1
+        engine.step(steps())
+        step += 1
     engine.drop_cancelled()
     assert not engine.scheduler.busy
     return sequences
@@ -146,16 +146,16 @@ def pointers(engine: Engine) -> list[int]:
 def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(name, devices)
     engine.scheduler.add(Case([1, 2, 3], KINDS[0], max_tokens=40, seed=0, stop_ids=()).sequence(0))
-    engine.turn(0)
+    engine.step(0)
     for _ in range(2):
         before, where = list(engine.cache), pointers(engine)
-        engine.turn(4)
+        engine.step(4)
         assert all(array.is_deleted() for layer in before for array in layer)
         assert pointers(engine) == where
     before, where = list(engine.cache), pointers(engine)
     engine.scheduler.cancel(0)
     engine.scheduler.add(Case([4] * 16, KINDS[0], max_tokens=1, seed=0).sequence(1))
-    engine.turn(0)  # prefills another prompt into the same cache
+    engine.step(0)  # prefills another prompt into the same cache
     assert all(array.is_deleted() for layer in before for array in layer)
     assert pointers(engine) == where
 
@@ -207,9 +207,9 @@ def test_every_burst_sizes_the_cache_anew(make_engine: Callable[..., Engine]) ->
     # The first ended by its caller, as one with a stop string is: its slot is still held when the next arrives.
     stopped = replace(one, max_tokens=20).sequence(0)
     engine.scheduler.add(stopped)
-    engine.turn(1)
+    engine.step(1)
     assert (engine.rows, engine.length) == (1, 128)
-    stopped.finish_reason = "stop"
+    engine.scheduler.finish(stopped, "stop")
     run(engine, [one])
     assert (engine.rows, engine.length) == (1, 128)
 

@@ -1,0 +1,102 @@
+"""Sequences -> what a step is given: the one place that makes arrays of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listed
+
+import numpy as np
+
+from jaxllm.buckets import chunk_bucket
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.execution.batch import (
+    Controls,
+    DecodeBatch,
+    Randomness,
+    SamplingBatch,
+    empty_decode_batch,
+    empty_sampling_batch,
+    empty_token_batch,
+)
+from jaxllm.generation.scheduler import Chunk, ScheduledStep
+from jaxllm.generation.sequence import Sequence
+
+
+def cache_row(slot: int, rows: int, data: int) -> int:
+    """The row of a cache of `rows` that belongs to a slot: slots are dealt out over the data shards in turn."""
+    return slot % data * (rows // data) + slot // data
+
+
+def prefill_inputs(chunks: Listed[Chunk], data: int, vocab_size: int) -> tuple[TokenBatch, np.ndarray, SamplingBatch]:
+    """What `Steps.prefill` takes beside the parameters and the cache: a chunk on each data shard, or none."""
+    batch, last = empty_token_batch(data, chunk_bucket(chunks[0].length))
+    # Of shards that have no chunk, the farthest: blocks of the cache before it are skipped.
+    batch.start[:] = max(chunk.start for chunk in chunks)
+    sequences: list[Sequence | None] = [None] * data
+    for chunk in chunks:
+        sequence = chunk.sequence
+        assert sequence.slot is not None and batch.slots is not None
+        shard = sequence.slot % data
+        sequences[shard] = sequence
+        batch.tokens[shard, : chunk.length] = chunk.tokens
+        batch.start[shard], batch.lengths[shard] = chunk.start, len(sequence.prefill_tokens)
+        batch.slots[shard], last[shard] = sequence.slot // data, chunk.length - 1
+        if batch.valid is not None:
+            batch.valid[shard] = True
+    return batch, last, sampling_inputs(sequences, vocab_size)
+
+
+def decode_inputs(step: ScheduledStep, running: Listed[Sequence], rows: int, data: int, vocab_size: int) -> DecodeBatch:
+    """What `Steps.decode` takes beside the parameters and a cache of `rows`."""
+    sequences: list[Sequence | None] = [None] * rows
+    for sequence in step.decode:
+        assert sequence.slot is not None
+        sequences[cache_row(sequence.slot, rows, data)] = sequence
+    batch = empty_decode_batch(rows, sampling_inputs(sequences, vocab_size))
+    for sequence in running:
+        # A row in the middle of its prompt is carried along: what it writes is overwritten by its next chunk.
+        assert sequence.slot is not None
+        batch.position[cache_row(sequence.slot, rows, data)] = sequence.cached
+    for row, decoding in enumerate(sequences):
+        if decoding is not None:
+            batch.live[row], batch.tokens[row], batch.remaining[row] = True, decoding.tokens[-1], decoding.remaining
+    return batch._replace(limit=np.int32(step.max_tokens), until_any=np.bool_(step.until_any))
+
+
+def sampling_inputs(sequences: Listed[Sequence | None], vocab_size: int) -> SamplingBatch:
+    """How each row chooses its next token; rows without a sequence choose anything."""
+    here = [s for s in sequences if s is not None]
+    batch = empty_sampling_batch(
+        len(sequences),
+        max(len(s.stop_ids) for s in here),
+        random=any(s.params.temperature > 0 for s in here),
+        controls=any(_has_controls(s) for s in here),
+        vocab_size=vocab_size,
+    )
+    for row, sequence in enumerate(sequences):
+        if sequence is not None:
+            batch.count[row] = len(sequence.tokens)
+            batch.stop_ids[row, : len(sequence.stop_ids)] = sequence.stop_ids
+            if batch.random is not None:
+                _fill_random(batch.random, row, sequence)
+            if batch.controls is not None:
+                _fill_controls(batch.controls, row, sequence)
+    return batch
+
+
+def _fill_random(random: Randomness, row: int, sequence: Sequence) -> None:
+    params = sequence.params
+    random.temperature[row], random.seed[row] = params.temperature, sequence.seed
+    random.top_k[row], random.top_p[row], random.min_p[row] = max(params.top_k, 0), params.top_p, params.min_p
+
+
+def _has_controls(sequence: Sequence) -> bool:
+    params = sequence.params
+    return params.min_tokens > 0 or params.repetition_penalty != 1 or bool(params.logit_bias)
+
+
+def _fill_controls(controls: Controls, row: int, sequence: Sequence) -> None:
+    params = sequence.params
+    controls.min_tokens[row], controls.penalty[row] = params.min_tokens, params.repetition_penalty
+    controls.seen[row, sequence.prompt + sequence.tokens] = True
+    for token, bias in (params.logit_bias or {}).items():
+        controls.bias[row, token] = bias

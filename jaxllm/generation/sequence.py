@@ -1,0 +1,49 @@
+"""One sample of one request on its way through the engine. Plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxllm.requests.outputs import Logprob
+from jaxllm.requests.sampling_params import SamplingParams
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The tokens of a sample, and how far the engine has come with them. The scheduler alone writes how it ends.
+
+    Its cache holds the first `cached` of its tokens; the last token it generated is never in there. Where the cache had to be
+    computed again, `num_recomputed` of its generated tokens are prefilled with the prompt.
+    """
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cached: int = 0
+    num_recomputed: int = 0
+    slot: int | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def prefill_tokens(self) -> list[int]:
+        """The prompt, and what was generated before the cache had to be computed again."""
+        return self.prompt + self.tokens[: self.num_recomputed] if self.num_recomputed else self.prompt
+
+    @property
+    def prefilling(self) -> bool:
+        return self.cached < len(self.prompt) + self.num_recomputed
+
+    @property
+    def remaining(self) -> int:
+        """Tokens it may still generate."""
+        return self.max_tokens - len(self.tokens)
+
+    def reset_for_recompute(self) -> None:
+        """All its tokens will be prefilled again."""
+        self.cached, self.num_recomputed = 0, len(self.tokens)
