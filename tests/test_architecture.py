@@ -19,6 +19,8 @@ from typing import NamedTuple
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.fast
+
 PACKAGES = ("bench", "checkpoints", "jaxllm", "sharding")
 TOP_FILES = 9  # at most, in `jaxllm` itself: a newcomer looks there first
 

@@ -1,9 +1,12 @@
 """Every chunk and every call fits the cache that its bucket gives it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.buckets import MAX_CHUNK, MIN_CHUNK, cache_length, chunk_bucket, length_bucket, power_of_two, row_bucket
+
+pytestmark = pytest.mark.fast
 
 BLOCK = 128
 

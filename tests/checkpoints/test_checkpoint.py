@@ -17,6 +17,8 @@ from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.verify import compare
 
+pytestmark = pytest.mark.fast
+
 
 def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
     """Those of the hub's cache lead to its blobs, which may be links themselves where storage is shared."""

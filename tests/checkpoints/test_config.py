@@ -21,6 +21,8 @@ from jaxllm.config import ModelConfig, RopeConfig
 from jaxllm.decoder.rope import inverse_frequencies
 from jaxllm.planning.presets import PRESETS
 
+pytestmark = pytest.mark.fast
+
 SMALL: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 99,

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from checkpoints.copying import contiguous, empty, owned, packed
 
+pytestmark = pytest.mark.fast
+
 DTYPES = [np.dtype(d) for d in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
 

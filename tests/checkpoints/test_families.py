@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import CASES, CONTEXT, CONTINUATIONS, LONG, NEW, RECORDED, ROWS, records, write
+from layers import layered
 from record_families import load as load_in_transformers
 from record_families import record, recorded_logits
 from tiny import Run
@@ -21,12 +22,27 @@ from jaxllm import LLM, SamplingParams
 
 TOLERANCE = 1e-4
 LAYOUTS = [("tensor", 1), ("tensor", 3), ("tensor", 4), ("gathered", 3), ("gathered", 4), ("replicated", 3), ("replicated", 4)]
-FEW = [("gathered", 4)]
 FIRST = [name for name in CASES if " " not in name]  # of each family; the others differ in flags
-RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else FEW)]
+# All layouts always for those that have every mechanism between them, two for the first of the other families.
+MECHANISMS = ("llama", "gemma3_text", "qwen3_moe", "gpt2")
+TWO = [("tensor", 3), ("gathered", 4)]
+ONE = [("gathered", 4)]
+RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else ONE)]
 GENERATED = [(name, "tensor", 3) for name in CASES] + [
     (name, *layout) for name in FIRST for layout in (("gathered", 4), ("replicated", 3))
 ]
+
+
+def run_always(name: str, layout: str, devices: int) -> bool:
+    return name in MECHANISMS or (layout, devices) in (TWO if name in FIRST else ONE)
+
+
+def generated_always(name: str, layout: str, devices: int) -> bool:
+    return name in MECHANISMS or (name in FIRST and layout == "tensor")
+
+
+def is_fast(name: str, layout: str, devices: int) -> bool:
+    return name in MECHANISMS and (layout, devices) == ("gathered", 4)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +60,7 @@ def test_every_family_is_here() -> None:
         assert tied == {True, False} or family == "llama"  # whose are in test_model
 
 
-@pytest.mark.parametrize(("name", "layout", "devices"), RUNS)
+@pytest.mark.parametrize(("name", "layout", "devices"), layered(RUNS, run_always, is_fast))
 def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str, layout: str, devices: int) -> None:
     """Prompts in one chunk and in two, then decode steps, across windows of 7."""
     run = Run(folders[name], layout, devices)
@@ -54,7 +70,7 @@ def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str, l
         np.testing.assert_allclose(logits[RECORDED[which]], records()[name].logits[which], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "layout", "devices"), GENERATED)
+@pytest.mark.parametrize(("name", "layout", "devices"), layered(GENERATED, generated_always))
 def test_generated_and_scored_as_by_transformers(folders: dict[str, Path], name: str, layout: str, devices: int) -> None:
     """Greedily through a prompt and over the edge of a block of the cache; continuations in trees that share a context."""
     llm = LLM(folders[name], layout=layout, devices=devices, max_model_len=256, max_num_seqs=2)
@@ -82,7 +98,7 @@ def test_parameters_are_counted(folders: dict[str, Path], name: str) -> None:
     assert open_checkpoint(folders[name]).config.num_params == sum(int(np.prod(shape)) for shape in one.shapes.values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_recorded_is_what_transformers_says(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Asked again; and it loads what a round trip wrote, to the same logits."""

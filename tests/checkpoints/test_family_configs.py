@@ -22,6 +22,8 @@ from jaxllm.config import ModelConfig, RopeConfig
 from jaxllm.decoder.mechanisms import mechanisms
 from sharding.layout import make_layout
 
+pytestmark = pytest.mark.fast
+
 
 def read(name: str, **changes: Any) -> ModelConfig:
     return read_hf(records()[name].config | changes, "config.json")[1]

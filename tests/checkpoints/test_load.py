@@ -27,6 +27,8 @@ from jaxllm.decoder.model import Decoder
 from sharding.layout import Layout, make_layout
 from sharding.padding import PAD
 
+pytestmark = pytest.mark.fast
+
 BASE: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 37,

@@ -13,6 +13,8 @@ from checkpoints.names import Rule, Rules, axis_sizes
 from checkpoints.pattern import Part, Pattern
 from jaxllm.planning.presets import PRESETS
 
+pytestmark = pytest.mark.fast
+
 
 @st.composite
 def patterns(draw: st.DrawFn) -> tuple[Pattern, dict[str, int]]:

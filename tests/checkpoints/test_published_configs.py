@@ -32,7 +32,7 @@ VARIANTS = {
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen/Qwen3-8B", "Qwen/Qwen2-57B-A14B", "google/gemma-1.1-7b-it",
     "microsoft/Phi-3-mini-128k-instruct", "microsoft/phi-4", "stabilityai/stablelm-base-alpha-3b",
 }  # fmt: skip
-RUN = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in ACCEPTED]
+RUN = [pytest.param(name, marks=pytest.mark.full if name in VARIANTS else ()) for name in ACCEPTED]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import pytest
 
 from jaxllm.evaluation.delimiter import delimiter_for, describe
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("query", "choice", "expected"),

@@ -11,6 +11,8 @@ from jaxllm.execution.cache_shapes import CacheLadder
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
 
+pytestmark = pytest.mark.fast
+
 
 def ladder(on: str, name: str, max_num_seqs: int, max_model_len: int) -> CacheLadder:
     return CacheLadder.of(make_layout(name, absent_devices(on), 64), max_num_seqs, max_model_len)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from layers import layered
 
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.execution import programs
@@ -41,7 +42,11 @@ def cache_bytes(layout: Layout, rows: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "rows"), [("h100", "bfloat16", 1), ("h100", "bfloat16", 8), ("v100", "float16", 1), ("v100", "float16", 8)]
+    ("kind", "dtype", "rows"),
+    layered(
+        [("h100", "bfloat16", 1), ("h100", "bfloat16", 8), ("v100", "float16", 1), ("v100", "float16", 8)],
+        lambda kind, dtype, rows: (kind, rows) in (("h100", 8), ("v100", 1)),
+    ),
 )
 def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> None:
     program, layout = decode_program(kind, dtype, "tensor", rows)
@@ -78,6 +83,7 @@ def test_a_cache_is_not_square_on_a_gpu() -> None:
     assert blocks("4xv6e", "tensor", 8, 8 * kv.BLOCK) == 8
 
 
+@pytest.mark.full  # test_promises has it of two layers
 def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
     """Two by two: the model axis keeps the promise of `tensor`; over the data axis only the loop's conditions are reduced."""
     program, layout = decode_program("h100", "bfloat16", "replicated-2x2", 4)

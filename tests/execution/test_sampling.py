@@ -15,6 +15,8 @@ from jaxllm.execution.batch import Controls, Randomness, Sampled, SamplingBatch
 from jaxllm.execution.sampling import _filter as filter_logits
 from jaxllm.execution.sampling import adjust, sample
 
+pytestmark = pytest.mark.fast
+
 V = 50
 run = jax.jit(sample, static_argnames="top_logprobs")
 

@@ -12,6 +12,8 @@ from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
 from jaxllm.requests.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.fast
+
 
 def sequence(
     id: int = 0, *, prompt: int = 3, max_tokens: int = 4, stop_ids: tuple[int, ...] = (), min_tokens: int = 0

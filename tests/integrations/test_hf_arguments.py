@@ -14,6 +14,8 @@ from jaxllm import RequestError
 from jaxllm.integrations.hf_arguments import llm_options
 from jaxllm.requests.encoding import PairEncoder
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("arguments", "options", "said"),

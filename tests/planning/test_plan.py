@@ -18,6 +18,8 @@ from jaxllm.planning.roofline import StepSeconds, decode_step, score_step, secon
 from sharding.hardware import AbsentDevice, absent, absent_devices, named
 from sharding.layout import make_layout
 
+pytestmark = pytest.mark.fast
+
 GB = 10**9
 
 

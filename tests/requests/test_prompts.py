@@ -12,6 +12,8 @@ import pytest
 from jaxllm import RequestError, SamplingParams
 from jaxllm.requests.prompts import ParsedPrompt, parse_conversations, parse_prompts, parse_score_requests
 
+pytestmark = pytest.mark.fast
+
 A, IDS = ParsedPrompt("a", None), ParsedPrompt(None, [1, 2])
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from jaxllm.scoring.trie import Row, Trie, best_fit, pack
 
+pytestmark = pytest.mark.fast
+
 many = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=30)
 
 

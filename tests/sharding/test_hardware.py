@@ -12,6 +12,8 @@ from sharding.layout import make_layout
 from sharding.mesh import device_memory
 from sharding.targets import target_devices, target_kinds
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("target", "count", "name"),

@@ -7,6 +7,8 @@ from jax.sharding import PartitionSpec as P
 
 from sharding.layout import NAMES, Layout, make_layout, parse
 
+pytestmark = pytest.mark.fast
+
 HEADS, OUT, UP, DOWN, TABLE = (
     ("embed", "heads", None),
     ("heads", None, "embed"),

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from sharding.padding import PAD, PaddedHeads, pad_heads, pad_tail, round_up
 
+pytestmark = pytest.mark.fast
+
 SIZES = st.integers(1, 16)
 
 

@@ -60,7 +60,7 @@ def start(model: Path, xdg: Path) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "jaxllm.commands.cli",
+        "jaxllm",
         "generate",
         str(model),
         "abc",
