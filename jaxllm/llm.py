@@ -83,7 +83,7 @@ class LLM:
       hf_overrides: laid over the values of config.json.
       generation_config: "auto": requests without SamplingParams sample as the model's generation_config.json says; "vllm": by
         the defaults of SamplingParams.
-      workload: what layout="auto" is to suit: "generate" takes "tensor"; "score" the fastest that fits (`jaxllm.planning.plan`).
+      workload: what layout="auto" is to suit, the fastest of those that fit: "generate" or "score" (`jaxllm.planning.plan`).
       wait: until the weights are loaded; without it the first use does.
 
     Any number of threads may use it: their requests run together. Neither a forked process nor a pickle can take it along.

@@ -25,7 +25,9 @@ class SamplingParams:
     Attributes:
       n: samples of the prompt, each with a random stream of its own.
       temperature: 0 is greedy.
-      top_p, top_k, min_p: filters after temperature; off at 1, 0 (or -1), 0.
+      top_p: after temperature, of the likeliest tokens that have so much probability together; off at 1.
+      top_k: of so many likeliest tokens; off at 0 or -1.
+      min_p: of tokens at least so likely beside the likeliest; off at 0.
       repetition_penalty: divides positive logits of tokens already seen, prompt included; off at 1.
       seed: of the random stream; None: drawn from the engine's seed and the request's number.
       stop: strings that end the text, not part of it.
