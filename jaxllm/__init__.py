@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharding.absent_gpu import keep_quiet
+import sharding  # noqa: F401  (keeps the CUDA plugin quiet: before jax is imported)
 
 TYPE_CHECKING = False  # a type checker takes it for true; `typing` itself takes 10 ms, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _HOMES = {
     "TokensPrompt": "jaxllm.requests.prompts",
     "virtual_cpu_devices": "sharding.mesh",
 }
-
-keep_quiet()
-del keep_quiet
 
 
 def __getattr__(name: str) -> Any:

@@ -171,12 +171,12 @@ def test_the_help_names_the_layouts_there_are() -> None:
     assert LAYOUTS == NAMES
 
 
-@pytest.mark.parametrize("program", ["import jaxllm, jax; jax.devices()", "from jaxllm import LLM"])
-def test_the_cuda_plugin_says_nothing_where_there_is_no_gpu(tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize("first", ["import jaxllm", "import checkpoints.convert", "from jaxllm import LLM"])
+def test_the_cuda_plugin_says_nothing_where_there_is_no_gpu(tmp_path: Path, first: str) -> None:
     env = environment_in(tmp_path)
     for name in ("JAX_PLATFORMS", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"):
         env.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", f"{first}; import jax; jax.devices()"], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
