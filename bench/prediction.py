@@ -15,7 +15,7 @@ from jaxllm.buckets import row_length
 from jaxllm.execution.batch import abstract_packed_batch
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
-from jaxllm.planning.roofline import REACHED, StepSeconds, score_step
+from jaxllm.planning.roofline import MAX_MFU, StepSeconds, score_step
 from jaxllm.scoring.scorer import Packing, Scorer
 from sharding.hardware import hardware
 from sharding.hlo import analyse
@@ -63,7 +63,7 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
         times.append(score_step(steps.config, layout, steps.dtype, rates, shape.length, shape.width, scored))
     total = sum(step.total for step in times)
     parts = {f.name: sum(getattr(step, f.name) for step in times) for f in fields(StepSeconds)}
-    print(f"predicted: {len(times)} steps, {total:.1f} s of scoring at {REACHED:.0%} of {rates.flops / 1e12:.0f} TFLOP/s: "
+    print(f"predicted: {len(times)} steps, {total:.1f} s of scoring at {MAX_MFU:.0%} of {rates.flops / 1e12:.0f} TFLOP/s: "
           + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items()))  # fmt: skip
     return {"hardware": rates.name, "count": layout.mesh.size, "argument_bytes": program.memory.argument,
             "temp_bytes": program.memory.temp, "collectives": kinds, "gathers_begun_early": early, "steps": len(times),

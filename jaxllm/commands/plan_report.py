@@ -19,7 +19,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.planning.compiled_report import PROGRAMS, CompiledStep, compiled_steps
 from jaxllm.planning.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.planning.measure import measured
-from jaxllm.planning.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
+from jaxllm.planning.plan import CONTEXT, MEMORY_UTILIZATION, Plan, Run, default_dtype, find_plan
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.remedies import remedies
 from jaxllm.requests.outputs import RequestError
@@ -203,7 +203,7 @@ def plot(path: Path, title: str, found: list[Estimate], memory: int) -> None:
         gib = [n / GIB for n in nbytes]
         left.barh(names, gib, left=begin, label=label)
         begin = [a + b for a, b in zip(begin, gib, strict=True)]
-    left.axvline(USABLE * memory / GIB, color="black", linestyle="--", label="what a device has")
+    left.axvline(MEMORY_UTILIZATION * memory / GIB, color="black", linestyle="--", label="what a device has")
     left.set(xlabel="GiB a device")
     left.invert_yaxis()
     height = 0.8 / len(BATCHES)

@@ -21,7 +21,7 @@ from sharding.layout import AMPERE, Layout, capability, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
-USABLE = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
+MEMORY_UTILIZATION = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
 ROWS = (64, 32, 16, 8, 4, 2, 1)
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT = 1024  # positions in the cache where steps of generating are compared
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory is None or self.nbytes <= USABLE * self.memory
+        return self.memory is None or self.nbytes <= MEMORY_UTILIZATION * self.memory
 
 
 def default_dtype(config: ModelConfig, devices: list[Any]) -> str:

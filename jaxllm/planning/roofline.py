@@ -17,7 +17,7 @@ from sharding.hardware import Hardware
 from sharding.layout import Layout
 from sharding.padding import pad_heads
 
-REACHED = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
+MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 7  # of a layer: a gather each
 OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
 MANY, IN_PARTS = 16, 2.5  # a product that is added in parts takes so many times as long, of more rows than so many
@@ -83,7 +83,7 @@ class _Step:
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
         self.config, self.layout, self.hardware = config, layout, hardware
         self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
-        self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
+        self.flops = MAX_MFU * (hardware.flops if self.size == 2 else hardware.float32_flops)
 
     def seconds(self, tokens: int, scored: int, keys: int, cached: int, looped: bool = False) -> StepSeconds:
         """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache.
