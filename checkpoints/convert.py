@@ -43,8 +43,8 @@ Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all)."""
 
 # Beside weights and config.json: tokenizer, chat template, generation config.
-TRAVELS = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-           "chat_template*", GENERATION)  # fmt: skip
+SIDECAR_FILES = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+                 "added_tokens.json", "chat_template*", GENERATION)  # fmt: skip
 WRITING, PUBLISHING = "writing", "publishing"  # what a run that was stopped was doing
 PEAK_BYTES = 16 * 4 * SLICE  # a few slices in float32, read, rearranged, rounded and compared, and some for their buffers
 FORMATS = ("safetensors", "orbax")
@@ -170,7 +170,7 @@ def convert(
       flush: wait for the disk; without, as after `cp`, a machine that loses power may lose what was written last.
     """
     try:
-        with _alone(job):
+        with _exclusive_lock(job):
             if not _finished(job):
                 _may_write(job, force)
                 goes_on = _begin(job)
@@ -235,7 +235,7 @@ def _dtypes(view: View, path: str, dtype: str | None) -> set[np.dtype]:
 
 
 @contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
+def _exclusive_lock(job: Job) -> Iterator[None]:
     """Holds a lock beside the target; it falls with the process. Raises CheckpointError where another process has it."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
     path = job.beside("lock")
@@ -291,7 +291,7 @@ def _write(job: Job, progress: Progress) -> None:
             done += sum(entry.nbytes for entry in entries)
             progress(done, job.nbytes)
         else:
-            job.format.write(job.work, name, _ahead(pieces(entries)))
+            job.format.write(job.work, name, _prefetch(pieces(entries)))
     job.format.end(job.work)
 
 
@@ -330,7 +330,7 @@ def round_to(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return y
 
 
-def _ahead(pieces: Iterator[T]) -> Iterator[T]:
+def _prefetch(pieces: Iterator[T]) -> Iterator[T]:
     """The same pieces, each made while the one before is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
@@ -349,7 +349,7 @@ def _take_along(job: Job) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(job.work)
         return
-    for pattern in TRAVELS:
+    for pattern in SIDECAR_FILES:
         for file in source.path.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, job.work / file.name)

@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_two_on_one_target_refuse_each_other(tmp_path: Path) -> None:
     job = plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
-    with convert_module._alone(job), pytest.raises(CheckpointError, match="written by another process"):
+    with convert_module._exclusive_lock(job), pytest.raises(CheckpointError, match="written by another process"):
         convert(job)
     convert(job)
 
