@@ -186,14 +186,14 @@ def write_random(folder: Path, name: str, layers: int | None) -> Path:
     """A checkpoint of a published shape in bfloat16, in files as transformers writes them."""
     preset = PRESETS[name]
     config: ModelConfig = replace(preset, num_layers=layers or preset.num_layers, dtype="bfloat16")
-    sizes, fillings = axis_sizes(config), llama.RULES.by_parameter(config)
+    sizes, mappings = axis_sizes(config), llama.RULES.by_parameter(config)
     declared = set(names_of_parameters(config))
     dtype = np.dtype(ml_dtypes.bfloat16)
     entries = [
-        Entry(tensor, filling.pattern.tensor_shape(sizes), dtype)
-        for path, filling in fillings.items()
+        Entry(tensor, mapping.pattern.tensor_shape(sizes), dtype)
+        for path, mapping in mappings.items()
         if path in declared
-        for tensor in filling.tensors
+        for tensor in mapping.tensors
     ]
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 24, np.float32)).astype(dtype)
 

@@ -125,11 +125,11 @@ def plan(
     if to == "orbax":
         rules = rules.of_parameters()
     declared = set(names_of_parameters(source.config))
-    fillings = source.rules.by_parameter(source.config)
-    needed = [name for path in fillings if path in declared for name in fillings[path].tensors]
+    mappings = source.rules.by_parameter(source.config)
+    needed = [name for path in mappings if path in declared for name in mappings[path].tensors]
     if missing := [name for name in needed if name not in source.source.tensors]:
         raise CheckpointError(f"{source.source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete")
-    extra = view.extra + [name for path, filling in view.by_param.items() if path not in declared for name in filling.tensors]
+    extra = view.extra + [name for path, mapping in view.by_param.items() if path not in declared for name in mapping.tensors]
     if extra:
         raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
     for path in view.by_param:

@@ -14,7 +14,7 @@ from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 
 
-class Filling(NamedTuple):
+class TensorMapping(NamedTuple):
     """What fills one parameter: a tensor, or a stack of them, one for each expert."""
 
     tensors: tuple[str, ...]
@@ -75,7 +75,7 @@ class Rules:
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
 
-    def by_parameter(self, config: ModelConfig) -> dict[str, Filling]:
+    def by_parameter(self, config: ModelConfig) -> dict[str, TensorMapping]:
         """Path of each parameter -> what fills it; layer by layer, between what comes before and after."""
         layers, experts = config.num_layers, config.experts.count if config.experts else 0
         layered = [i for i, rule in enumerate(self.table) if "{i}" in rule.tensor]
@@ -84,7 +84,7 @@ class Rules:
             for i, rule in enumerate(self.table)
             for layer, (tensors, param) in enumerate(rule.expand(layers, experts))
         )
-        return {param: Filling(tensors, self.table[i].pattern) for _, i, tensors, param in order if tensors}
+        return {param: TensorMapping(tensors, self.table[i].pattern) for _, i, tensors, param in order if tensors}
 
     def of_parameters(self) -> Rules:
         """The rules of a format that holds the same parameters as the decoder does, under their own paths."""

@@ -27,9 +27,9 @@ class View:
     def __init__(self, checkpoint: Checkpoint):
         self.source, self.sizes = checkpoint.source, axis_sizes(checkpoint.config)
         tensors, rules = self.source.tensors, checkpoint.rules
-        fillings = rules.by_parameter(checkpoint.config)
-        self.by_param = {path: filling for path, filling in fillings.items() if all(name in tensors for name in filling.tensors)}
-        used = {tensor for filling in self.by_param.values() for tensor in filling.tensors}
+        mappings = rules.by_parameter(checkpoint.config)
+        self.by_param = {path: mapping for path, mapping in mappings.items() if all(name in tensors for name in mapping.tensors)}
+        used = {tensor for mapping in self.by_param.values() for tensor in mapping.tensors}
         self.extra = sorted(name for name in tensors if name not in used and not rules.is_ignored(name))
         if checkpoint.config.tied_head:
             self.by_param.pop("head", None)  # where it is there it is the embedding again: the loader holds it to that

@@ -325,11 +325,11 @@ def write_large(folder: Path, family: str) -> Path:
     """3 GB of float32 zeros, which take no room on the disk."""
     config = CONFIG | {"model_type": family, "vocab_size": 32000, "num_key_value_heads": 4, "head_dim": 128} | LARGE[family]
     _, model, rules = read_hf(config, "config.json")
-    fillings = rules.by_parameter(model)
+    mappings = rules.by_parameter(model)
     entries = [
-        Entry(tensor, fillings[path].pattern.tensor_shape(axis_sizes(model)), np.dtype("f4"))
+        Entry(tensor, mappings[path].pattern.tensor_shape(axis_sizes(model)), np.dtype("f4"))
         for path in names_of_parameters(model)
-        for tensor in fillings[path].tensors
+        for tensor in mappings[path].tensors
     ]
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

@@ -27,7 +27,7 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, plan
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
-from checkpoints.load import plan as recipes
+from checkpoints.load import plan as specs
 from checkpoints.orbax import OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
 from checkpoints.source import ORBAX
@@ -144,9 +144,9 @@ def test_a_quarter_of_the_devices_reads_about_a_quarter(tmp_path: Path, name: st
     checkpoint = open_checkpoint(tmp_path / "orbax")
     layout = make_layout(name, jax.devices()[:4], checkpoint.config.hidden_size)
     mine = layout.mesh.devices.flat[1]
-    for recipe in recipes(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
-        index = recipe.parameter.sharding.devices_indices_map(recipe.parameter.shape)[mine]
-        recipe.shard(index, np.dtype(np.float32))
+    for spec in specs(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
+        index = spec.parameter.sharding.devices_indices_map(spec.parameter.shape)[mine]
+        spec.shard(index, np.dtype(np.float32))
     whole = sum(info.nbytes for info in checkpoint.source.tensors.values())
     assert whole / 4 <= checkpoint.source.bytes_read < 0.3 * whole
 
