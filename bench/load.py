@@ -31,7 +31,7 @@ import numpy as np
 from bench.machine import describe, peak_bytes, process_seconds, report
 from bench.peers import from_pretrained, torch_and_transformers
 from checkpoints.checkpoint import CONFIG, open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.families import llama
 from checkpoints.load import load, names_of_parameters
 from checkpoints.names import axis_sizes
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     source = args.model or write_random(args.work / "source", args.config, args.layers)
     orbax = args.work / "orbax"
     if "load orbax" in args.only:
-        convert(plan(open_checkpoint(source), orbax, to="orbax"))
+        convert(prepare(open_checkpoint(source), orbax, to="orbax"))
     runs: dict[str, list[dict[str, float]]] = {role: [] for role in args.only}
     for _ in range(args.repeats):
         for role in args.only:
@@ -137,7 +137,7 @@ def copy(args: argparse.Namespace) -> dict[str, float]:
 
 def conversion(to: str) -> Callable[[argparse.Namespace], dict[str, float]]:
     def work(args: argparse.Namespace) -> dict[str, float]:
-        job = plan(open_checkpoint(args.model), args.work / "target", to=to)
+        job = prepare(open_checkpoint(args.model), args.work / "target", to=to)
         return timed(args, lambda: convert(job, check=False, flush=False))
 
     return work

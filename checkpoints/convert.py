@@ -114,7 +114,7 @@ class Job:
         return json.loads(json.dumps({"source": stat, "weights": weights, "dtype": self.dtype, "groups": groups}))
 
 
-def plan(
+def prepare(
     source: Checkpoint, target: Path, *, to: str = "safetensors", dtype: str | None = None, max_shard_bytes: int = 5 * 10**9
 ) -> Job:
     """What converting to one of FORMATS would write. `dtype` rounds to it; None keeps each tensor's own, float32 if quantised.

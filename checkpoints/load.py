@@ -26,7 +26,7 @@ from jaxllm.config import ModelConfig
 from sharding.layout import Layout
 from sharding.padding import PAD
 
-__all__ = ["Progress", "load", "names_of_parameters", "plan", "random_leaves"]
+__all__ = ["Progress", "load", "match_tensors", "names_of_parameters", "random_leaves"]
 
 Progress = Callable[[int, int], None]
 """Called with (parameters loaded, parameters in all), numbers counted, from one thread at a time."""
@@ -88,7 +88,7 @@ def load(
 
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen, before any weight is read.
     """
-    specs = plan(source, rules, config, layout, dtype)
+    specs = match_tensors(source, rules, config, layout, dtype)
     meter = _Meter(progress, sum(int(np.prod(spec.parameter.shape)) for spec in specs))
 
     def build(spec: ParameterSpec) -> jax.Array:
@@ -129,7 +129,7 @@ def _build(spec: ParameterSpec, dtype: np.dtype) -> jax.Array:
     return jax.make_array_from_callback(shape, spec.parameter.sharding, shard)
 
 
-def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[ParameterSpec]:
+def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[ParameterSpec]:
     """Match every parameter with its tensor and every tensor with its parameter, and check the shapes."""
     by_param = rules.by_parameter(config)
     sizes = axis_sizes(config)

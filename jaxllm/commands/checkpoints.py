@@ -77,10 +77,10 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from checkpoints.convert import PEAK_BYTES, convert, plan
+    from checkpoints.convert import PEAK_BYTES, convert, prepare
 
     source = _open(args.source)
-    job = plan(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
+    job = prepare(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
     read = sum(info.nbytes for info in source.source.tensors.values())
     tensors = sum(map(len, job.groups.values()))
     where = f"{len(job.groups)} files" if args.to == "safetensors" else "an Orbax checkpoint"

@@ -12,7 +12,7 @@ from families import CASES, records, write
 from safetensors.numpy import load_file, save_file
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import plan
+from checkpoints.convert import prepare
 from checkpoints.errors import CheckpointError
 from checkpoints.families import FAMILIES, read_hf
 from checkpoints.load import load
@@ -163,7 +163,7 @@ def test_an_incomplete_stack_of_experts_names_what_is_missing(tmp_path: Path) ->
     del tensors[missing]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"lacks tensors {missing}; fetch it again"):
-        plan(open_checkpoint(folder), tmp_path / "target")
+        prepare(open_checkpoint(folder), tmp_path / "target")
 
 
 def test_code_in_the_repository_of_a_known_family_is_not_run() -> None:

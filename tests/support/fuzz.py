@@ -486,10 +486,10 @@ def _write_orbax(folder: Path, ocdbt: bool = True, zarr3: bool = True) -> None:
 
 
 def _write_shards(folder: Path) -> None:
-    from checkpoints.convert import convert, plan
+    from checkpoints.convert import convert, prepare
 
     write_tiny(folder / "source", **SMALL)
-    convert(plan(open_checkpoint(folder / "source"), folder / "target", to="orbax"))
+    convert(prepare(open_checkpoint(folder / "source"), folder / "target", to="orbax"))
     shutil.rmtree(folder / "source")
     (folder / "target" / "params").rename(folder / "params")
 
