@@ -60,7 +60,7 @@ class Content(NamedTuple):
 
     def first(self, sizes: dict[str, int]) -> int:
         """Where it begins in the tensor."""
-        return self.pattern.part.first(sizes) if self.pattern.part else 0
+        return self.pattern.tensor_slice.first(sizes) if self.pattern.tensor_slice else 0
 
 
 def contents(rules: Rules, config: ModelConfig) -> dict[str, list[Content]]:
@@ -297,12 +297,12 @@ def _write(job: Job, progress: Progress) -> None:
 
 def _pieces(view: View, held: list[Content], entry: Entry, chunk: tuple[int, ...] | None) -> Iterator[Piece]:
     """A target tensor's numbers, as `Target.chunk` says."""
-    part = held[0].pattern.part
+    tensor_slice = held[0].pattern.tensor_slice
     if chunk is not None:  # the parameter itself
         (content,) = held
         for bounds in view.boxes(content.path, content.pattern, chunk):
             yield Piece(content.pattern.begin(bounds, view.sizes), view.read(content.path, bounds))
-    elif part is not None and held[0].pattern.tensor_dims[0][0] == part.axis:  # one parameter after another
+    elif tensor_slice is not None and held[0].pattern.tensor_dims[0][0] == tensor_slice.axis:  # one parameter after another
         for content in held:
             yield from _rows(view, [content], entry)
     else:

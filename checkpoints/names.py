@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints.copying import empty, fill
-from checkpoints.pattern import Bounds, Part, Pattern
+from checkpoints.pattern import Bounds, Pattern, TensorSlice
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 
@@ -52,8 +52,8 @@ class Rule:
     param: str
 
     @classmethod
-    def of(cls, tensor: str, pattern: str, param: str, part: Part | None = None) -> Rule:
-        return cls(tensor, Pattern(pattern, part, "e" if "{e}" in tensor else None), param)
+    def of(cls, tensor: str, pattern: str, param: str, tensor_slice: TensorSlice | None = None) -> Rule:
+        return cls(tensor, Pattern(pattern, tensor_slice, "e" if "{e}" in tensor else None), param)
 
     def expand(self, num_layers: int, num_experts: int = 0) -> list[tuple[tuple[str, ...], str]]:
         """(tensors, parameter) of every layer, or the one pair of a rule outside the layers."""
