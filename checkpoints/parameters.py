@@ -58,14 +58,14 @@ def names_of_parameters(config: ModelConfig) -> list[str]:
 
 def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]:
     """Logical axis -> the source index at each padded position, or PAD."""
-    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
+    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
     sizes = {"ffn": config.intermediate_size, "vocab": config.vocab_size}
     if config.experts is not None:
         sizes |= {"expert_ffn": config.experts.size, "shared_ffn": config.experts.shared_size}
     return {
         "heads": _of_heads(heads.query_index, config.head_dim),
         "kv_heads": _of_heads(heads.kv_index, config.head_dim),
-        **{axis: np.array(pad_tail(size, layout.parts)) for axis, size in sizes.items()},
+        **{axis: np.array(pad_tail(size, layout.divisor)) for axis, size in sizes.items()},
     }
 
 

@@ -73,7 +73,7 @@ class Layout:
         return self.gathered and self.data > 1
 
     @property
-    def parts(self) -> int:
+    def divisor(self) -> int:
         """What heads, ffn and vocabulary must divide by."""
         return self.model * self.data if self.gathered and not self.embed_divides else self.model
 

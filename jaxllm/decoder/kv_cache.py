@@ -71,7 +71,7 @@ def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
 
 def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
-    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
     h, sharding = config.head_dim, layout.sharding(AXES)
 
     def layer(length: int) -> LayerCache:

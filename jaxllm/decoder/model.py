@@ -78,8 +78,8 @@ class Decoder(nnx.Module):
     """A decoder-only transformer for `config`, laid out by `layout`, with parameters of `dtype` and no values yet."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
-        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
-        vocab, table, d = round_up(config.vocab_size, layout.parts), config.table_size, config.hidden_size
+        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
+        vocab, table, d = round_up(config.vocab_size, layout.divisor), config.table_size, config.hidden_size
         self.config = config
         self.layout = layout
         self.embedding = param((vocab, table), ("vocab", "embed"), dtype)

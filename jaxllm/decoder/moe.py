@@ -35,7 +35,7 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         experts = config.experts
         assert experts is not None, "the layer is a dense one"
-        e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.parts)
+        e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.divisor)
         self.layout, self.experts, self.activation = layout, experts, config.activation
         self.router = param((d, e), ("embed", None), dtype)
         self.gate = param((e, d, f), ("experts", "embed", "expert_ffn"), dtype) if config.gated_mlp else None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.layers import parts_of_ffn
+from jaxllm.decoder.layers import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
 from sharding.hardware import Hardware
@@ -20,7 +20,7 @@ from sharding.padding import pad_heads
 MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 7  # of a layer: a gather each
 OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
-MANY, IN_PARTS = 16, 2.5  # a product that is added in parts takes so many times as long, of more rows than so many
+MANY, SPLIT_SUM_COST = 16, 2.5  # a product in partial sums takes so many times as long, of more rows than so many
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Step:
     def _cache_bytes(self) -> int:
         """Of a token, padding included."""
         config, layout = self.config, self.layout
-        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
         kept = jnp.dtype(kv.cache_dtype(self.dtype, layout.platform)).itemsize
         return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
 
@@ -145,8 +145,8 @@ class _Step:
             return seconds + self._product(common, tokens) + count * self._product(expert, rows)
         seconds += self._product(config.ffn_params(False), tokens)
         inputs = self.config.intermediate_size // self.layout.model
-        if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
-            seconds += (IN_PARTS - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
+        if self.size == 4 and tokens > MANY and ffn_sum_splits(self.layout, inputs, tokens) > 1:
+            seconds += (SPLIT_SUM_COST - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
         return seconds
 
     def _product(self, weights: int, rows: int) -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxllm.buckets import MAX_CHUNK, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.kv_cache import BLOCK
-from jaxllm.decoder.layers import FEWEST_ROWS, parts_of_ffn
+from jaxllm.decoder.layers import FEWEST_ROWS, ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.execution.loglikelihood import CHUNK
 from sharding.layout import AMPERE, HOPPER, Layout
@@ -52,8 +52,8 @@ class _Sizes:
         self.config, self.layout = config, layout
         self.size = jnp.dtype(dtype).itemsize
         self.embed = config.hidden_size
-        self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
-        self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
+        self.ffn = round_up(config.intermediate_size, layout.divisor) // layout.model
+        self.vocab = round_up(config.vocab_size, layout.divisor) // layout.model
         self.table = self.vocab * config.table_size * self.size if layout.gathers else 0
         self.tables = self.table * config.num_tables
         self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
@@ -72,7 +72,7 @@ class _Sizes:
         if experts is None:
             return 0
         count, rows = products(experts, self.layout.platform, tokens)
-        width = max(self.embed, round_up(experts.size, self.layout.parts) // self.layout.model)
+        width = max(self.embed, round_up(experts.size, self.layout.divisor) // self.layout.model)
         return self.size * (2 * count * rows * width + tokens * experts.top_k * self.embed)
 
     def cpu_decode(self, rows: int) -> int:
@@ -112,6 +112,6 @@ class _Sizes:
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
-        if (parts := parts_of_ffn(self.layout, self.ffn, tokens)) > 1:
-            return 4 * tokens * ((parts + 1) * self.embed + max(self.ffn, summed * self.embed))
+        if (splits := ffn_sum_splits(self.layout, self.ffn, tokens)) > 1:
+            return 4 * tokens * ((splits + 1) * self.embed + max(self.ffn, summed * self.embed))
         return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)
