@@ -1,4 +1,4 @@
-"""Orbax checkpoints: the decoder's parameters, unpadded, each an array that any mesh reads its own part of.
+"""Orbax checkpoints: the decoder's parameters, unpadded, each an array that any mesh reads its own shard of.
 
 In the folder `params` beside config.json; `orbax.checkpoint.StandardCheckpointer().restore` opens it too. Whatever Orbax writes
 is read: Zarr 2 and 3, an OCDBT database or folders.

@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def gathers(self) -> bool:
-        """Whether weights are gathered before their use: not from a single part."""
+        """Whether weights are gathered before their use: not from a single data shard."""
         return self.gathered and self.data > 1
 
     @property

@@ -8,7 +8,8 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
-A layer with a window has fewer blocks, those of the window and a chunk: position p stands at p modulo their length (`ring`).
+A layer with a window has fewer blocks, those of the window and a chunk, as a ring buffer: position p stands at p modulo their
+length (`window_capacity`).
 
 Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
 rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
@@ -50,7 +51,7 @@ def cache_dtype(dtype: str, platform: str) -> str:
     return "float32" if platform == "cpu" else dtype
 
 
-def ring(window: int | None, platform: str) -> int | None:
+def window_capacity(window: int | None, platform: str) -> int | None:
     """Positions that a layer with this window keeps at most; None: all.
 
     Before a chunk's first token there are those that it sees, and a chunk never passes the end.
@@ -58,7 +59,7 @@ def ring(window: int | None, platform: str) -> int | None:
     if window is None:
         return None
     length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
-    # As many blocks as a GPU has rows are to be avoided (see `positions`): those are powers of two, but for the most there are.
+    # As many blocks as a GPU has rows are to be avoided (see `padded_length`): rows are powers of two, but for their maximum.
     while platform == "gpu" and length // BLOCK == power_of_two(length // BLOCK):
         length += MAX_CHUNK
     return length
@@ -66,7 +67,7 @@ def ring(window: int | None, platform: str) -> int | None:
 
 def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
     """Positions of each layer's cache for sequences of `length`."""
-    return [min(length, ring(layer.window, platform) or length) for layer in config.layers]
+    return [min(length, window_capacity(layer.window, platform) or length) for layer in config.layers]
 
 
 def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
@@ -84,7 +85,7 @@ def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype:
     return [made[one] for one in wanted]
 
 
-def positions(layout: Layout, rows: int, length: int) -> int:
+def padded_length(layout: Layout, rows: int, length: int) -> int:
     """Positions of a cache of `rows` for sequences of `length`, a multiple of BLOCK: a block more where it is needed.
 
     As many rows on a device as blocks, and XLA for GPUs keeps the values of all layers a second time, in another order.
@@ -108,7 +109,7 @@ def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
 def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
     """The same content with more rows or positions, in these shapes. The old cache is consumed, one array at a time.
 
-    A row keeps its index within its share of the `data` axis. A ring that has all its positions gets no more.
+    A row keeps its index within its data shard. A ring buffer that has all its positions gets no more.
     """
     grown = []
     for layer in shapes:
@@ -130,7 +131,7 @@ def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
 
 
 def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch, *, wraps: bool) -> LayerCache:
-    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring.
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring buffer.
 
     A chunk of T tokens stands within one block or is whole blocks.
     """

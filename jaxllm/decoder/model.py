@@ -139,8 +139,8 @@ class Decoder(nnx.Module):
     def _look_up(self, tokens: jax.Array) -> jax.Array:
         """Rows of the embedding, [B, T, D].
 
-        Each device looks up the tokens of its part of the vocabulary and the parts are summed; left to itself, XLA gathers the
-        whole table for a single token.
+        Each device looks up the tokens of its shard of the vocabulary and the results are summed; left to itself, XLA gathers
+        the whole table for a single token.
         """
         axes = self.embedding.get_metadata()["axes"]
         spec, rows = self.layout.spec(axes), self.layout.spec(("rows", None))

@@ -61,7 +61,7 @@ class MixtureOfExperts(nnx.Module):
 
 
 Matrices = Sequence[Any]
-"""Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's part of F."""
+"""Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's shard of F."""
 
 
 def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, shares: jax.Array, matrices: Matrices) -> jax.Array:

@@ -117,7 +117,7 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[Packed
     """A scoring step's batch with nothing in it, and how it is laid out.
 
     Args:
-      length: tokens of the row on each part of the data axis.
+      length: tokens of the row on each data shard.
       scored: how many of them may go to the head.
     """
     data, tiles = layout.data, length // TILE

@@ -29,17 +29,17 @@ class CacheLadder:
     def shape(self, slots: int, length: int) -> Shape:
         """The least that has so many rows and positions."""
         rows = row_bucket(slots, self.max_rows, self.layout.data)
-        return rows, kv.positions(self.layout, rows, length_bucket(length, self.max_length, kv.BLOCK))
+        return rows, kv.padded_length(self.layout, rows, length_bucket(length, self.max_length, kv.BLOCK))
 
     def climb(self, now: Shape, slots: int, length: int) -> Iterator[Shape]:
         """The shapes on the way from `now` to one that has as much too: rung by rung, for there to be few programs."""
         rows, positions = now
         while rows < slots:
             rows = row_bucket(rows + 1, self.max_rows, self.layout.data)
-            positions = kv.positions(self.layout, rows, positions)
+            positions = kv.padded_length(self.layout, rows, positions)
             yield rows, positions
         while positions < length:
-            positions = kv.positions(self.layout, rows, length_bucket(positions + 1, self.max_length, kv.BLOCK))
+            positions = kv.padded_length(self.layout, rows, length_bucket(positions + 1, self.max_length, kv.BLOCK))
             yield rows, positions
 
     def reachable(self) -> dict[Shape, list[Shape]]:

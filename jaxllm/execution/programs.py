@@ -42,13 +42,13 @@ def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Pro
     """
     ints = np.zeros(rows, np.int32)
     batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
-    length = kv.positions(steps.layout, rows, length)
+    length = kv.padded_length(steps.layout, rows, length)
     args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
     return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 
 
 def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> Program:
-    """A chunk of `tokens` of a prompt on each part of the data axis, into a cache of `rows` and `length`."""
+    """A chunk of `tokens` of a prompt on each data shard, into a cache of `rows` and `length`."""
     data = steps.layout.data
     ints = np.zeros(data, np.int32)
     valid = None if data == 1 else np.zeros(data, bool)
@@ -59,7 +59,7 @@ def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool =
 
 
 def score(steps: Steps, tokens: int, width: int) -> Program:
-    """A row of `tokens` on each part of the data axis, all of which may go to the head; `width`: see `tree_attention`."""
+    """A row of `tokens` on each data shard, all of which may go to the head; `width`: see `tree_attention`."""
     batch = abstract_packed_batch(steps.layout, tokens, tokens)
     return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 

@@ -115,7 +115,7 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
     )
 
 
-MOST_SEQUENCES = 1 << 12  # on each part of the data axis
+MOST_SEQUENCES = 1 << 12  # on each data shard
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -178,7 +178,7 @@ def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
     rows = round_up(rows, layout.data)
-    shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
+    shapes = kv.abstract(config, layout, rows, kv.padded_length(layout, rows, cache_length(length, kv.BLOCK)), kept)
     kinds = {layer: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in layer) for layer in set(shapes)}
     return [kinds[layer] for layer in shapes]
 

@@ -51,17 +51,17 @@ class StepSeconds:
 def score_step(
     config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int, width: int, scored: int
 ) -> StepSeconds:
-    """A step of `tokens` on each part of the data axis, `scored` of them to the head, whose tiles see `width` tiles each."""
+    """A step of `tokens` on each data shard, `scored` of them to the head, whose tiles see `width` tiles each."""
     return _Step(config, layout, dtype, hardware).seconds(tokens, scored, width * TILE, cached=0)
 
 
 def prefill_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> StepSeconds:
-    """The first `tokens` of a prompt on each part of the data axis."""
+    """The first `tokens` of a prompt on each data shard."""
     return _Step(config, layout, dtype, hardware).seconds(tokens, 1, tokens, cached=tokens)
 
 
 def decode_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, rows: int, context: int) -> StepSeconds:
-    """A token for each of `rows` on each part of the data axis, all with `context` positions in the cache."""
+    """A token for each of `rows` on each data shard, all with `context` positions in the cache."""
     return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context, looped=True)
 
 

@@ -46,7 +46,7 @@ def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
 
 
 class _Sizes:
-    """Numbers of a device's part, padded."""
+    """Sizes of a device's shard, padded."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         self.config, self.layout = config, layout

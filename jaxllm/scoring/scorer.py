@@ -1,6 +1,6 @@
 """Contexts and continuations, as token ids -> log-probabilities.
 
-One trie over everything that is asked, packed into rows (see `trie`), one row a part of the data axis in each step. The host
+One trie over everything that is asked, packed into rows (see `trie`), one row a data shard in each step. The host
 stays ahead of the devices: a step's results are fetched when the next ones have been queued.
 """
 
@@ -51,7 +51,7 @@ class Scorer:
 
     Args:
       params: gives the parameters when they are first needed; packing and compiling go without.
-      most: tokens that each part of the data axis takes in a step, at most; a longer pair has a step of its own length.
+      most: tokens that each data shard takes in a step, at most; a longer pair has a step of its own length.
     """
 
     def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], most: int):

@@ -69,7 +69,7 @@ def test_as_many_rows_as_blocks_are_no_reason_for_a_copy(kind: str, dtype: str, 
 
 def test_a_cache_is_not_square_on_a_gpu() -> None:
     def blocks(on: str, layout_name: str, rows: int, length: int) -> int:
-        return kv.positions(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
+        return kv.padded_length(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
 
     assert blocks("4xH100", "tensor", 8, 8 * kv.BLOCK) == 9
     assert blocks("4xH100", "replicated", 32, 8 * kv.BLOCK) == 9
@@ -104,7 +104,7 @@ def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
     assert {c.kind for c in program.collectives} == {"all-gather"}
     assert program.count("all-gather") == 7 * 4 + 2
     assert not any(c.in_loop for c in program.collectives)
-    # A device's part of a weight is gathered as it lies.
+    # A device's shard of a weight is gathered as it lies.
     assert not [copy for copy in program.large_copies(WEIGHT) if "leaves" in copy.source]
     # Nowhere is there an array of [tokens, vocabulary].
     arrays = [array for computation in program.module.computations.values() for i in computation.values() for array in i.results]
