@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import Layer, ModelConfig
-from jaxllm.decoder.attention import Angles, Attend, Attention, Softmax, over_cache
+from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec, over_cache
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.kv_cache import Cache, LayerCache
 from jaxllm.decoder.layers import dot, fill_rows, param, weight
@@ -93,18 +93,18 @@ class Decoder(nnx.Module):
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
-        pairs = zip(cache, self._softmaxes(), strict=True)
-        attends = [over_cache(self.layout, layer, batch, softmax) for layer, softmax in pairs]
+        pairs = zip(cache, self._attention_specs(), strict=True)
+        attends = [over_cache(self.layout, layer, batch, spec) for layer, spec in pairs]
         return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
-        attends = [over_trees(self.layout, batch, width, softmax) for softmax in self._softmaxes()]
+        attends = [over_trees(self.layout, batch, width, spec) for spec in self._attention_specs()]
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
         return self._run(batch.tokens, batch.position, lengths, attends, few=False)[0]
 
-    def _softmaxes(self) -> list[Softmax]:
-        return [Softmax.of(self.config, layer) for layer in self.config.layers]
+    def _attention_specs(self) -> list[AttentionSpec]:
+        return [AttentionSpec.of(self.config, layer) for layer in self.config.layers]
 
     def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
         x = self._embed(jnp.asarray(tokens), positions)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.attention import Softmax, attend
+from jaxllm.decoder.attention import AttentionSpec, attend
 from jaxllm.decoder.layers import dot
 from sharding.hardware import Hardware
 from sharding.mesh import device_memory
@@ -151,7 +151,7 @@ def _cache_rate(mesh: Mesh, dtype: str) -> float:
     values = keys.swapaxes(3, 4)
     start = jnp.full(len(q), blocks * kv.BLOCK - 1, jnp.int32)
     spec = P("all")
-    one = partial(attend, softmax=Softmax(head_dim**-0.5, 0, None), platform=platform)
+    one = partial(attend, spec=AttentionSpec(head_dim**-0.5, 0, None), platform=platform)
     step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))
     return 2 * keys.nbytes / mesh.size / _seconds(lambda: step(q, keys, values, start))
 

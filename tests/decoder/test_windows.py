@@ -14,7 +14,7 @@ from tiny import Row, Run, random_row
 from jaxllm import LLM, SamplingParams
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.attention import Softmax, attend, attend_by_blocks
+from jaxllm.decoder.attention import AttentionSpec, attend, attend_by_blocks
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.decoder.kv_cache import LayerCache
 from jaxllm.planning.plan import cache_bytes
@@ -106,9 +106,9 @@ def test_both_ways_to_attend_over_a_ring_agree(start: int) -> None:
         batch = TokenBatch(np.zeros((1, 512)), jnp.array([first]), jnp.array([first + 512]), jnp.array([0]))
         part = slice(first, first + 512)
         cache = kv.write(cache, layout, keys[:, :, part].swapaxes(2, 3), values[:, :, part], batch, wraps=True)
-    softmax, begin = Softmax(0.4, 0, window), jnp.array([start])
-    whole = attend(q, *kv.read(cache, layout, batch), begin, softmax, "gpu")
-    parts = attend_by_blocks(q, lambda i: kv.read_block(cache, layout, batch, i % blocks), begin, softmax)
+    spec, begin = AttentionSpec(0.4, 0, window), jnp.array([start])
+    whole = attend(q, *kv.read(cache, layout, batch), begin, spec, "gpu")
+    parts = attend_by_blocks(q, lambda i: kv.read_block(cache, layout, batch, i % blocks), begin, spec)
     position = np.arange(start + 512)
     ahead = position[start:, None] - position[None, :]
     dots = np.einsum("tkgh,ksh->kgts", q[0].reshape(512, 2, 2, 8), keys[0]) * 0.4
