@@ -95,18 +95,19 @@ class Decoder(nnx.Module):
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
         pairs = zip(cache, self._attention_specs(), strict=True)
         attends = [over_cache(self.layout, layer, batch, spec) for layer, spec in pairs]
-        return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
+        return self._run(batch.tokens, positions, batch.lengths, attends, defer_gathers=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
         attends = [over_trees(self.layout, batch, width, spec) for spec in self._attention_specs()]
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        return self._run(batch.tokens, batch.position, lengths, attends, few=False)[0]
+        return self._run(batch.tokens, batch.position, lengths, attends, defer_gathers=False)[0]
 
     def _attention_specs(self) -> list[AttentionSpec]:
         return [AttentionSpec.of(self.config, layer) for layer in self.config.layers]
 
-    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
+    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool) -> tuple[jax.Array, Any]:
+        """`defer_gathers`: each layer\'s weights are gathered when the one before is done (`_after`); with experts always."""
         x = self._embed(jnp.asarray(tokens), positions)
         ropes = [layer.rope for layer in self.config.layers]
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
@@ -117,7 +118,7 @@ class Decoder(nnx.Module):
         }
         layers, blocks = [], list(self.blocks)
         for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
-            if (few or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
+            if (defer_gathers or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
                 x, blocks[i + 1] = _after(x, blocks[i + 1])
             x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
             layers.append(layer)
