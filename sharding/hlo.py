@@ -1,6 +1,6 @@
 """What a compiled program does: its collectives, the big arrays it copies, the buffers it updates in place.
 
-A compiled jax program goes in, or its text; a `Program` comes out. It is read from XLA's optimised HLO: sizes are what
+A compiled jax program goes in, or its text; a `HloProgram` comes out. It is read from XLA's optimised HLO: sizes are what
 one device holds, and of a fusion only the result reaches memory. Collectives and copies come as one instruction or as a
 pair, `all-reduce-start` and `all-reduce-done`; a pair counts once, at its start.
 """
@@ -86,7 +86,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Program:
+class HloProgram:
     """An optimised HLO module, and the memory it needs where that is known."""
 
     module: Module
@@ -174,11 +174,11 @@ class Program:
         return tuple(array for output in outputs if _only_copies(output, body) for array in output.results)
 
 
-def analyse(compiled: Compiled | str) -> Program:
+def analyse(compiled: Compiled | str) -> HloProgram:
     """Read a compiled program, or its text. Raises ValueError for text that is no HLO module."""
     if isinstance(compiled, str):
-        return Program(parse(compiled), memory=None)
-    return Program(parse(compiled.as_text() or ""), _memory(compiled))
+        return HloProgram(parse(compiled), memory=None)
+    return HloProgram(parse(compiled.as_text() or ""), _memory(compiled))
 
 
 def _memory(compiled: Compiled) -> Memory | None:

@@ -106,7 +106,9 @@ class Decoder(nnx.Module):
     def _attention_specs(self) -> list[AttentionSpec]:
         return [AttentionSpec.of(self.config, layer) for layer in self.config.layers]
 
-    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool) -> tuple[jax.Array, Any]:
+    def _run(
+        self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool
+    ) -> tuple[jax.Array, Any]:
         """`defer_gathers`: each layer\'s weights are gathered when the one before is done (`_after`); with experts always."""
         x = self._embed(jnp.asarray(tokens), positions)
         ropes = [layer.rope for layer in self.config.layers]

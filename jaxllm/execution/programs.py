@@ -17,7 +17,7 @@ from sharding.hlo import analyse
 from sharding.targets import compile_for
 
 
-class Program(NamedTuple):
+class StepProgram(NamedTuple):
     """A jitted step and the shapes of what it is given."""
 
     name: str
@@ -35,7 +35,7 @@ class Program(NamedTuple):
         return memory.temp
 
 
-def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Program:
+def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> StepProgram:
     """Decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block.
 
     `random`: some of them sample.
@@ -44,10 +44,10 @@ def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Pro
     batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
     length = kv.padded_length(steps.layout, rows, length)
     args = (steps.abstract_params(), _cache(steps, rows, length), _abstract(steps, batch))
-    return Program(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
+    return StepProgram(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 
 
-def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> Program:
+def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> StepProgram:
     """A chunk of `tokens` of a prompt on each data shard, into a cache of `rows` and `length`."""
     data = steps.layout.data
     ints = np.zeros(data, np.int32)
@@ -55,28 +55,28 @@ def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool =
     batch = TokenBatch(np.zeros((data, tokens), np.int32), ints, ints, ints, valid)
     rest = _abstract(steps, (batch, ints, _sampling(data, random)))
     args = (steps.abstract_params(), _cache(steps, rows, length), *rest)
-    return Program(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
+    return StepProgram(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
 
 
-def score(steps: Steps, tokens: int, width: int) -> Program:
+def score(steps: Steps, tokens: int, width: int) -> StepProgram:
     """A row of `tokens` on each data shard, all of which may go to the head; `width`: see `tree_attention`."""
     batch = abstract_packed_batch(steps.layout, tokens, tokens)
-    return Program(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
+    return StepProgram(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 
-def empty_cache(steps: Steps, rows: int, length: int) -> list[Program]:
+def empty_cache(steps: Steps, rows: int, length: int) -> list[StepProgram]:
     """What makes the arrays of an empty cache; no two are alike."""
     arrays = dict.fromkeys(x for layer in _cache(steps, rows, length) for x in layer)
-    return [Program(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
+    return [StepProgram(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
 
 
-def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[Program]:
+def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[StepProgram]:
     """What gives the arrays of a cache other rows and positions."""
     name = f"growing a cache to {new[0]} rows, {new[1]} positions"
     layers = zip(_cache(steps, *old), _cache(steps, *new), strict=True)
     pairs = dict.fromkeys(pair for layer in layers for pair in zip(*layer, strict=True))
     static = {"layout": steps.layout}
-    return [Program(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
+    return [StepProgram(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
 
 
 def _sampling(rows: int, random: bool) -> SamplingBatch:

@@ -13,7 +13,7 @@ from jaxllm.decoder.kv_cache import BLOCK
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
-from sharding.hlo import COLLECTIVES, Program, analyse
+from sharding.hlo import COLLECTIVES, HloProgram, analyse
 from sharding.layout import Layout
 
 WIDTH = 8  # tiles that a tile of a scoring step sees, as most do
@@ -72,7 +72,7 @@ def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callabl
     return found
 
 
-def _read(name: str, program: Program, seconds: float) -> CompiledStep:
+def _read(name: str, program: HloProgram, seconds: float) -> CompiledStep:
     memory = program.memory
     assert memory is not None, "every compiler here tells"
     collectives = []

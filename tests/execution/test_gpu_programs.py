@@ -12,7 +12,7 @@ from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
 from sharding.hardware import absent_devices, hardware
-from sharding.hlo import Program, analyse
+from sharding.hlo import HloProgram, analyse
 from sharding.layout import Layout, make_layout
 from sharding.targets import target_devices
 
@@ -29,7 +29,9 @@ def laid_out(kind: str, layout_name: str) -> Layout:
     return make_layout(layout_name, devices, CONFIG.hidden_size)
 
 
-def decode_program(kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers) -> tuple[Program, Layout]:
+def decode_program(
+    kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers
+) -> tuple[HloProgram, Layout]:
     layout = laid_out(kind, layout_name)
     steps = Steps(replace(CONFIG, num_layers=layers), layout, dtype)
     return analyse(programs.decode(steps, rows, CONTEXT).compile()), layout
@@ -89,7 +91,7 @@ def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
     assert program.memory.alias == cache_bytes(layout, 4)
 
 
-def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> Program:
+def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> HloProgram:
     config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
     return analyse(programs.score(Steps(config, layout, dtype), ROW, width).compile())
 

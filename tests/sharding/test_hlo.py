@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
 
 from jaxllm.execution.compile_cache import use_compilation_cache
-from sharding.hlo import Program, analyse
+from sharding.hlo import HloProgram, analyse
 from sharding.hlo_text import Array, parse
 from sharding.targets import compile_for_cuda, target_devices, target_kinds
 
@@ -40,7 +40,7 @@ class Target:
     def sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def program(self, f: Callable[..., Any], *args: Any, **options: Any) -> Program:
+    def program(self, f: Callable[..., Any], *args: Any, **options: Any) -> HloProgram:
         return analyse(self.compiler(jax.jit(f, **options), *args))
 
 
