@@ -14,8 +14,8 @@ from sharding.layout import Layout
 TARGETS = 4  # ids that can be asked for at one token of a scoring step; more of them take the token to the head again
 
 
-class Randomness(NamedTuple):
-    """How rows that sample do so.
+class SamplingFilters(NamedTuple):
+    """Temperature, filters and seed of the rows that sample.
 
     Attributes:
       temperature: [B] float32, 0 is greedy.
@@ -32,8 +32,8 @@ class Randomness(NamedTuple):
     min_p: Array
 
 
-class Controls(NamedTuple):
-    """What changes a row's logits before a token is chosen.
+class LogitsPenalties(NamedTuple):
+    """Changes to a row's logits before a token is chosen.
 
     Attributes:
       min_tokens: [B] int32, stop ids cannot be chosen before so many tokens.
@@ -49,7 +49,7 @@ class Controls(NamedTuple):
 
 
 class SamplingBatch(NamedTuple):
-    """How each of B rows chooses its next token. `random` and `controls` are None when no row needs them, and cost nothing then.
+    """How each of B rows chooses its next token. `filters` and `penalties` are None, and cost nothing, when no row needs them.
 
     Attributes:
       count: [B] int32, how many tokens the row has generated; the counter of its random stream.
@@ -58,8 +58,8 @@ class SamplingBatch(NamedTuple):
 
     count: Array
     stop_ids: Array
-    random: Randomness | None = None
-    controls: Controls | None = None
+    filters: SamplingFilters | None = None
+    penalties: LogitsPenalties | None = None
 
 
 class DecodeBatch(NamedTuple):

@@ -11,7 +11,7 @@ from jax.stages import Compiled, Wrapped
 from jaxllm.buckets import STOP_ID_WIDTH
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
-from jaxllm.execution.batch import DecodeBatch, Randomness, SamplingBatch, abstract_packed_batch
+from jaxllm.execution.batch import DecodeBatch, SamplingBatch, SamplingFilters, abstract_packed_batch
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from sharding.hlo import analyse
 from sharding.targets import compile_for
@@ -83,8 +83,9 @@ def _sampling(rows: int, random: bool) -> SamplingBatch:
     def column(dtype: Any) -> np.ndarray:
         return np.zeros(rows, dtype)
 
-    how = Randomness(*(column(dtype) for dtype in (np.float32, np.uint32, np.int32, np.float32, np.float32))) if random else None
-    return SamplingBatch(column(np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32), how)
+    dtypes = (np.float32, np.uint32, np.int32, np.float32, np.float32)
+    filters = SamplingFilters(*map(column, dtypes)) if random else None
+    return SamplingBatch(column(np.int32), np.zeros((rows, STOP_ID_WIDTH), np.int32), filters)
 
 
 def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:

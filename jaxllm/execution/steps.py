@@ -128,8 +128,8 @@ class Steps:
         tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
         hidden, cache = model(tokens, now.cache)
         sampling = batch.sampling._replace(count=now.generated)
-        if sampling.controls is not None:
-            sampling = sampling._replace(controls=sampling.controls._replace(seen=now.seen))
+        if sampling.penalties is not None:
+            sampling = sampling._replace(penalties=sampling.penalties._replace(seen=now.seen))
         new = self._sample(model, hidden[:, 0], sampling, top_logprobs)
         step = now.live.astype(jnp.int32)
         remaining = now.remaining - step
@@ -170,7 +170,7 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> Decode
     logprobs = None
     if n is not None:
         logprobs = Logprobs(empty(jnp.float32), empty(jnp.int32), empty(jnp.int32, n), empty(jnp.float32, n))
-    controls = batch.sampling.controls
+    penalties = batch.sampling.penalties
     return DecodeLoop(
         step=jnp.int32(0),
         cache=cache,
@@ -179,7 +179,7 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> Decode
         live=jnp.asarray(batch.live),
         remaining=jnp.asarray(batch.remaining),
         generated=jnp.asarray(batch.sampling.count),
-        seen=None if controls is None else jnp.asarray(controls.seen),
+        seen=None if penalties is None else jnp.asarray(penalties.seen),
         outputs=Sampled(empty(jnp.int32), logprobs),
         stopped=jnp.bool_(False),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from jaxllm.buckets import MAX_CHUNK, STOP_ID_WIDTH, chunk_bucket, power_of_two
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
-from jaxllm.execution.batch import Controls, DecodeBatch, Logprobs, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.batch import DecodeBatch, LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
 from jaxllm.execution.cache_shapes import CacheLadder
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.scheduler import Scheduler, Sequence
@@ -226,9 +226,9 @@ class Engine:
         for i, s in enumerate(sequences):
             if s is not None:
                 stop_ids[i, : len(s.stop_ids)] = s.stop_ids
-        random = controls = None
+        filters = penalties = None
         if any(s.params.temperature > 0 for s in here):
-            random = Randomness(
+            filters = SamplingFilters(
                 temperature=column(lambda s: s.params.temperature, 0, np.float32),
                 seed=column(lambda s: s.seed, 0, np.uint32),
                 top_k=column(lambda s: max(s.params.top_k, 0), 0, np.int32),
@@ -236,7 +236,7 @@ class Engine:
                 min_p=column(lambda s: s.params.min_p, 0, np.float32),
             )
         if any(_controlled(s) for s in here):
-            controls = Controls(
+            penalties = LogitsPenalties(
                 min_tokens=column(lambda s: s.params.min_tokens, 0, np.int32),
                 penalty=column(lambda s: s.params.repetition_penalty, 1, np.float32),
                 seen=np.zeros((len(sequences), self.config.vocab_size), bool),
@@ -244,8 +244,8 @@ class Engine:
             )
             for i, s in enumerate(sequences):
                 if s is not None:
-                    _fill(controls, i, s)
-        return SamplingBatch(column(lambda s: len(s.tokens), 0, np.int32), stop_ids, random, controls)
+                    _fill(penalties, i, s)
+        return SamplingBatch(column(lambda s: len(s.tokens), 0, np.int32), stop_ids, filters, penalties)
 
     def _put(self, tree: Any) -> Any:
         """Host arrays onto the devices, rows split over the data axis."""
@@ -263,10 +263,10 @@ def _controlled(sequence: Sequence) -> bool:
     return p.min_tokens > 0 or p.repetition_penalty != 1 or bool(p.logit_bias)
 
 
-def _fill(controls: Controls, row: int, sequence: Sequence) -> None:
-    controls.seen[row, sequence.prompt + sequence.tokens] = True
+def _fill(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
+    penalties.seen[row, sequence.prompt + sequence.tokens] = True
     for token, bias in (sequence.params.logit_bias or {}).items():
-        controls.bias[row, token] = bias
+        penalties.bias[row, token] = bias
 
 
 def _append(sequence: Sequence, sampled: Sampled, at: tuple[int, ...]) -> None:
