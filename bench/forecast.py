@@ -81,16 +81,16 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
     for _ in range(layout.data * tokens // (60 + 4 * 23)):
         context = rng.integers(5, config.vocab_size, 60).tolist()
         pairs += [(context, rng.integers(5, config.vocab_size, 24).tolist()) for _ in range(4)]
-    packing = scorer.plan(pairs)
-    turns = scorer.turns(packing)
+    packing = scorer.pack(pairs)
+    batches = scorer.batches(packing)
     scorer.compile(packing)
     actual = median_seconds(lambda: list(scorer.run(packing)), args.repeats)
-    scored = max(len(one.scored) for asked, _ in turns for one in asked)
+    scored = max(len(one.scored) for rows, _ in batches for one in rows)
     one = score_step(config, layout, args.dtype, rates, packing.length, WIDTH, scored).total
     return {
-        "what": f"score, {len(turns)} step(s) of {packing.length}",
+        "what": f"score, {len(batches)} step(s) of {packing.length}",
         "unit": "s",
-        "predicted": len(turns) * one,
+        "predicted": len(batches) * one,
         "actual": actual,
     }
 

@@ -47,7 +47,7 @@ def main() -> None:
     lap("load")
     texts, pairs, names = encode(questions, tokenizer_of(args, subject), scorer.steps.config)
     lap("tokenise")
-    packing = scorer.plan(pairs, names)
+    packing = scorer.pack(pairs, names)
     lap("pack")
     print(f"{len(pairs)} choices: {packing.unshared:,} tokens, {packing.tokens:,} after sharing, {len(packing.rows)} rows of "
           f"{packing.length}, {100 * packing.filled:.1f} % filled")  # fmt: skip

@@ -47,9 +47,9 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
     device = layout.mesh.devices.flat[0]
     rates = hardware(device)
     assert rates is not None, f"every GPU to compile for is in sharding.hardware; {device.device_kind} is not"
-    turns = scorer.turns(packing)
-    widest = max(shape for _, shape in turns)
-    batch = abstract_packed_batch(layout, widest.length, widest.places)
+    batches = scorer.batches(packing)
+    widest = max(shape for _, shape in batches)
+    batch = abstract_packed_batch(layout, widest.length, widest.max_scored)
     program = analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, width=widest.width))
     assert program.memory is not None
     kinds = {kind: program.count(kind) for kind in sorted({c.kind for c in program.collectives})}
@@ -58,8 +58,8 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
           f"{program.memory.temp / GIB:.1f} GiB of temporaries on each; collectives {kinds or 'none'}, "
           f"{early} all-gathers begun before work that hides them")  # fmt: skip
     times = []
-    for asked, shape in turns:
-        scored = max(len(one.scored) for one in asked)
+    for rows, shape in batches:
+        scored = max(len(one.scored) for one in rows)
         times.append(score_step(steps.config, layout, steps.dtype, rates, shape.length, shape.width, scored))
     total = sum(step.total for step in times)
     parts = {f.name: sum(getattr(step, f.name) for step in times) for f in fields(StepSeconds)}

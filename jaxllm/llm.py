@@ -250,7 +250,7 @@ class LLM:
             encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
         pairs = [next(encoded) if isinstance(pair[0], str) else pair for pair in flat]
         fitting = fit(pairs, of_pairs, self.max_score_len, self.config.vocab_size, truncate)  # type: ignore[arg-type]
-        return self.scorer.plan(fitting, of_pairs)
+        return self.scorer.pack(fitting, of_pairs)
 
     @cached_property
     def pair_encoder(self) -> PairEncoder:

@@ -105,7 +105,7 @@ def _score(
 def describe(packing: Packing, llm: LLM) -> str:
     """What is shared, how full the rows are and how many are left, in a few lines."""
     layout = llm.plan.layout
-    left = sum(len(rows) for rows, _ in llm.scorer.turns(packing))
+    left = sum(len(rows) for rows, _ in llm.scorer.batches(packing))
     return (
         f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
         f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled"

@@ -39,7 +39,7 @@ def scorer(path: Path, layout: str, devices: int, row_length: int = 256) -> Scor
 
 
 def scores(scorer: Scorer, pairs: Pairs) -> list[list[float]]:
-    found = dict(scorer.run(scorer.plan(pairs)))
+    found = dict(scorer.run(scorer.pack(pairs)))
     assert sorted(found) == list(range(len(pairs)))
     for (_, continuation), (_, score) in zip(pairs, sorted(found.items()), strict=True):
         assert score.token_ids == continuation and score.logprob == pytest.approx(sum(score.token_logprobs))
@@ -80,7 +80,7 @@ def test_scores_are_those_of_transformers(tmp_path_factory: pytest.TempPathFacto
     best = int(reference(path, Row([context], []))[-1].argmax())
     pairs += [(context, [best]), (context, [(best + 1) % 61])]
     one = scorer(path, layout, devices)
-    packing = one.plan(pairs)
+    packing = one.pack(pairs)
     assert packing.tokens < packing.unshared and len(packing.rows) > 1
     found = dict(one.run(packing))
     expected = transformers_scores(path, pairs)
@@ -196,4 +196,4 @@ def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     leaves = one.params()
     one.params = lambda: [leaf * np.nan for leaf in leaves]
     with pytest.raises(RequestError, match="request 0: the model's logits are not numbers"):
-        dict(one.run(one.plan([([1, 2], [3])])))
+        dict(one.run(one.pack([([1, 2], [3])])))
