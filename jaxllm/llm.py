@@ -333,14 +333,14 @@ class LLM:
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
         with progress_bar(use_tqdm, len(requests)) as bar:
-            for _ in self._turns(requests, MAX_STEPS):
+            for _ in self._run_until_done(requests, MAX_STEPS):
                 bar.update(sum(request.finished for request in requests) - bar.n)
         return [request.output() for request in requests]
 
     def _pieces(self, request: Request) -> Generator[str]:
         sent = 0
-        with closing(self._turns([request], STREAM_STEPS)) as turns:
-            for _ in turns:
+        with closing(self._run_until_done([request], STREAM_STEPS)) as steps:
+            for _ in steps:
                 text = request.samples[0].settled
                 if len(text) > sent:
                     yield text[sent:]
@@ -360,10 +360,10 @@ class LLM:
         with self._exclusive():
             return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 
-    def _turns(self, requests: list[Request], steps: int) -> Generator[None]:
-        """Run the engine until the requests have ended, looking at their texts after each turn.
+    def _run_until_done(self, requests: list[Request], steps: int) -> Generator[None]:
+        """Run the engine until the requests have ended, looking at their texts after each step.
 
-        Whoever waits, in whatever thread, runs everybody's sequences; between two turns the lock goes to the next.
+        Whoever waits, in whatever thread, runs everybody's sequences; between two steps the lock goes to the next.
         """
         unfinished = [sample for request in requests for sample in request.samples]
         if any(s.sequence.params.stops for s in unfinished):
@@ -375,11 +375,11 @@ class LLM:
                     self.engine.scheduler.add(sample.sequence)
             while unfinished:
                 with self._exclusive():
-                    if not all(sample.finished for sample in unfinished):  # by another's turn
+                    if not all(sample.finished for sample in unfinished):  # by another's step
                         self.engine.turn(now)
                     now = steps
                     for sample in unfinished:
-                        sample.update()  # all of them: another stream's turn may have run these too
+                        sample.update()  # all of them: another stream's step may have run these too
                 unfinished = [sample for sample in unfinished if not sample.finished]
                 yield
         finally:

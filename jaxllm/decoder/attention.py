@@ -84,8 +84,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        q = self._turn(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
-        k = self._turn(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
+        q = self._norm_and_rope(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
+        k = self._norm_and_rope(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
         v = self._project(x, self.value, self.value_bias).astype(x.dtype)
         y, cache = attend(q, k, v)
         return linear(self.layout, y.astype(x.dtype).reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
@@ -95,7 +95,9 @@ class Attention(nnx.Module):
         y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
         return y.reshape(*x.shape[:2], -1, self.head_dim)
 
-    def _turn(self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype) -> jax.Array:
+    def _norm_and_rope(
+        self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype
+    ) -> jax.Array:
         """Queries or keys [B, T, heads, H] float32 with norm and position, in the model's dtype."""
         if norm is not None:
             x = norm(x.astype(dtype)).astype(jnp.float32)
@@ -166,7 +168,7 @@ def _stored(spec: AttentionSpec, blocks: int, size: int, last: jax.Array) -> jax
 def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, spec: AttentionSpec) -> jax.Array:
     """`attend` in a loop over the blocks that any query sees, with a running maximum (Milakov and Gimelshein 2018).
 
-    Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each turn of such a loop would wait for the host.
+    Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each pass of such a loop would wait for the host.
     """
     b, t, n, h = q.shape
     _, k, size, _ = jax.eval_shape(read, jnp.int32(0))[1].shape

@@ -159,9 +159,9 @@ def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Whe
     def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
         start, slot, valid = where
         if slot is None and len(cache) == 1 and layout.platform == "cpu":
-            # In a loop of one turn, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
-            turns = (start[0] >= 0).astype(jnp.int32)
-            return jax.lax.fori_loop(0, turns, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
+            # In a loop of one pass, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
+            passes = (start[0] >= 0).astype(jnp.int32)
+            return jax.lax.fori_loop(0, passes, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
         if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache
             return jax.vmap(lambda row, token, at: jax.lax.dynamic_update_slice(row, token, place(at)[1:]))(cache, new, start)
         at = place(start[0], slot[0])  # prefill: this device's one row goes to the cache row `slot`

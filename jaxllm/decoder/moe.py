@@ -150,11 +150,11 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
     k = pairs // len(tokens)
     of = expert[:, None] == jnp.arange(count)[None, :]
     before = jnp.cumsum(of.astype(jnp.int32), axis=0)
-    turn = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
+    rank = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
     rounds = (jnp.max(before[-1]) + capacity - 1) // capacity
 
     def one_round(i: jax.Array, done: jax.Array) -> jax.Array:
-        seat = turn - i * capacity
+        seat = rank - i * capacity
         now = (seat >= 0) & (seat < capacity)
         at = jnp.where(now, expert * capacity + seat, count * capacity)
         seated = jnp.full(count * capacity, pairs, jnp.int32).at[at].set(jnp.arange(pairs), mode="drop")

@@ -2,7 +2,7 @@
 
 Two forms of the same sum, both in tiles so that the cost follows the trees and not the row: a query tile sees its own and those
 before it, often far before it, that hold the path above, and the host lists them. On a CPU a loop goes over the pairs of tiles.
-On a GPU such a loop would wait for the host in every turn: each query tile reads as many tiles as the longest list has, a number
+On a GPU such a loop would wait for the host in every pass: each query tile reads as many tiles as the longest list has, a number
 that the program is compiled for. (Reading every tile between the first and its own would be ten times as many: all trees of
 LLaMA's tokenizer begin with one token.) A tile's result takes the place of its queries: XLA would make the zeros for the results
 of all layers at once, before the first.

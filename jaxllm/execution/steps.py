@@ -1,8 +1,8 @@
 """The jitted steps: functions of (parameters, cache, batch) that consume the cache and return it.
 
-Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row and
-turn, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's structure is
-fixed here, once.
+Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row
+and step, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's
+structure is fixed here, once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_STEPS = 64  # tokens a row can gain in one decode call
 
 
 class DecodeLoop(NamedTuple):
-    """What one turn of the decode loop hands to the next."""
+    """The state that one step of the decode loop hands to the next."""
 
     step: jax.Array
     cache: Cache
@@ -119,11 +119,11 @@ class Steps:
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None
     ) -> tuple[Cache, Sampled, jax.Array]:
         """Up to `batch.limit` tokens a row -> cache, samples [MAX_STEPS, R], steps taken."""
-        turn = partial(self._turn, self.model(leaves), batch, top_logprobs)
-        end = jax.lax.while_loop(partial(_goes_on, batch), turn, _start(cache, batch, top_logprobs))
+        decode_step = partial(self._decode_step, self.model(leaves), batch, top_logprobs)
+        end = jax.lax.while_loop(partial(_goes_on, batch), decode_step, _start(cache, batch, top_logprobs))
         return end.cache, end.outputs, end.step
 
-    def _turn(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
+    def _decode_step(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
         """One token for every live row."""
         tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
         hidden, cache = model(tokens, now.cache)

@@ -24,7 +24,7 @@ PROMPT = MAX_CHUNK  # tokens
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of decoding.
+    """One decode step.
 
     Attributes:
       batch: sequences, on all devices together.
