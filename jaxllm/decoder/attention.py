@@ -32,7 +32,7 @@ LOW = -1e30  # below every score; of -inf, the difference to itself is no number
 
 
 class AttentionSpec(NamedTuple):
-    """How one layer turns products of queries and keys into scores, and which keys a query sees.
+    """Scale and soft cap of a layer's scores, and the keys that its queries see.
 
     Attributes:
       scale: factor of the products.
@@ -105,14 +105,14 @@ class Attention(nnx.Module):
 
 
 def _norm_of_heads(config: ModelConfig, dtype: str, axis: str, index: tuple[int, ...]) -> Norm | NormOfAllHeads | None:
-    """`index`: the source of each padded head."""
+    """The norm of queries or keys that the config asks for. `index`: the source of each padded head."""
     if config.qk_norm == "all":
         return NormOfAllHeads(config, dtype, axis, index)
     return Norm(config, dtype, config.head_dim) if config.qk_norm else None
 
 
 def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, spec: AttentionSpec) -> Attend:
-    """New tokens see those of their row that the cache holds, and each other causally."""
+    """Attention in which new tokens see those of their row that the cache holds, and each other causally."""
 
     def over(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
@@ -156,7 +156,7 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
 
 
 def _stored(spec: AttentionSpec, blocks: int, size: int, last: jax.Array) -> jax.Array:
-    """Which position stands where in a cache of so many blocks, [B or 1, C, 1, BLOCK], once those up to `last` [B] are in."""
+    """Position stored at each index of a cache of C blocks once those up to `last` [B] are in: [B or 1, C, 1, BLOCK]."""
     at = jnp.arange(blocks * size).reshape(1, blocks, 1, size)
     if spec.window is None:
         return at

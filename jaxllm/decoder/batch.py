@@ -26,7 +26,7 @@ class TokenBatch(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """B rows of T tokens in packed trees (`jaxllm.scoring.trie`), and what is asked of them.
+    """B rows of T tokens in packed trees (`jaxllm.scoring.trie`), and the tokens and ids to score.
 
     Attributes:
       tokens, position, end: [B, T] int32.

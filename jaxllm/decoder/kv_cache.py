@@ -47,7 +47,7 @@ Cache = list[LayerCache]
 
 
 def cache_dtype(dtype: str, platform: str) -> str:
-    """What a model of `dtype` keeps its keys and values in."""
+    """The cache's dtype for a model of `dtype`."""
     return "float32" if platform == "cpu" else dtype
 
 
@@ -102,7 +102,7 @@ def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str
 
 @lru_cache(maxsize=16)
 def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
-    """What makes an empty array of the cache. Kept: a new function would be traced anew for every array of every layer."""
+    """A jitted function that makes an empty array of the cache. Cached: a new one would be traced anew for every array."""
     return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)
 
 

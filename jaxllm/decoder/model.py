@@ -127,7 +127,7 @@ class Decoder(nnx.Module):
         return x, layers
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Tokens [B, T] -> what the first block is given, [B, T, D]."""
+        """Tokens [B, T] -> input of the first block, [B, T, D]."""
         config = self.config
         x = self._look_up(tokens)
         if config.embedding_scale != 1:

@@ -94,7 +94,7 @@ def capacity(config: Experts, platform: str, tokens: int) -> int:
 
 
 def products(config: Experts, platform: str, tokens: int) -> tuple[int, int]:
-    """How many experts' weights are read for so many tokens, and the rows that each of them is multiplied with."""
+    """(experts whose weights are read, rows that each is multiplied with) for so many tokens."""
     if 2 * tokens * config.top_k <= config.count:
         return tokens * config.top_k, 1
     return config.count, capacity(config, platform, tokens)
@@ -110,7 +110,7 @@ def _ffn(activation: str, product: Callable[[jax.Array, jax.Array], jax.Array], 
 Ffn = Callable[[Callable[[jax.Array, jax.Array], jax.Array], jax.Array, Matrices], jax.Array]
 """`_ffn` but for the activation's name."""
 Form = Callable[[Ffn, jax.Array, jax.Array, Matrices], jax.Array]
-"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> what it makes of it, [n * k, D]."""
+"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> each expert's output, [n * k, D]."""
 
 
 def _one_by_one(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) -> jax.Array:

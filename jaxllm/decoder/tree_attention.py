@@ -33,7 +33,10 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_trees(layout: Layout, batch: PackedBatch, width: int, spec: AttentionSpec) -> Attend:
-    """Tokens see their ancestors and themselves. `width`: key tiles that any query tile sees, at most; a CPU needs none."""
+    """Attention in which tokens see their ancestors and themselves.
+
+    `width`: the most key tiles that any query tile sees; a CPU needs none.
+    """
     rows, heads = layout.spec(("rows", None)), layout.spec(("rows", None, "heads", None))
     one = partial(by_pairs, spec) if layout.platform == "cpu" else partial(by_lists, spec, width)
 
@@ -95,7 +98,7 @@ def by_pairs(
 
 
 def _near(spec: AttentionSpec, query: jax.Array, key: jax.Array) -> jax.Array | bool:
-    """Which positions [S] are in the window of which others [T], as [T, S]."""
+    """Mask [T, S]: the key position [S] is in the window of the query position [T]; True without a window."""
     return True if spec.window is None else spec.mask(query[:, None], key[None, :])
 
 

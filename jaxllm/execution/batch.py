@@ -1,4 +1,4 @@
-"""What a step is told beside its tokens, and what it gives back, as arrays; and the empty batch of a scoring step."""
+"""A step's inputs beside its tokens, and its outputs, as arrays; and the empty batch of a scoring step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LogitsPenalties(NamedTuple):
 
 
 class SamplingBatch(NamedTuple):
-    """How each of B rows chooses its next token. `filters` and `penalties` are None, and cost nothing, when no row needs them.
+    """The choice of each of B rows' next token. `filters` and `penalties` are None, and cost nothing, when no row needs them.
 
     Attributes:
       count: [B] int32, how many tokens the row has generated; the counter of its random stream.
@@ -114,7 +114,7 @@ class Scored(NamedTuple):
 
 
 def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[PackedBatch, PackedBatch]:
-    """A scoring step's batch with nothing in it, and how it is laid out.
+    """A scoring step's batch with nothing in it, and its shardings.
 
     Args:
       length: tokens of the row on each data shard.
@@ -143,6 +143,6 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[Packed
 
 
 def abstract_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
-    """Shapes and shardings of such a batch."""
+    """Shapes and shardings of a scoring step's batch, without values; arguments as in `empty_packed_batch`."""
     batch, shardings = empty_packed_batch(layout, length, scored)
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch, shardings)

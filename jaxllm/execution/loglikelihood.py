@@ -19,7 +19,7 @@ CHUNK = 128  # tokens
 
 
 def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Scored:
-    """Last hidden states [B, T, D] of the batch's tokens -> what the batch asks for."""
+    """Last hidden states [B, T, D] of the batch's tokens -> log-probabilities of its targets."""
     layout, vocab = model.layout, model.config.vocab_size
     rows = layout.spec(("rows", None, None))
 

@@ -29,16 +29,16 @@ class StepProgram(NamedTuple):
         return compile_for(self.step, *self.args, **self.static)
 
     def temp_bytes(self) -> int:
-        """What it holds on a device beside its arguments and results, as the compiler says."""
+        """Bytes it holds on a device beside its arguments and results, by the compiler's account."""
         memory = analyse(self.compile()).memory
         assert memory is not None, "every compiler here tells"
         return memory.temp
 
 
 def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> StepProgram:
-    """Decoding of `rows` rows, a multiple of the data axis, over `length` positions, a multiple of the cache's block.
+    """The program that decodes `rows` rows over `length` positions.
 
-    `random`: some of them sample.
+    `rows` is a multiple of the data axis, `length` of the cache's block. `random`: some rows sample.
     """
     ints = np.zeros(rows, np.int32)
     batch = DecodeBatch(ints, ints, np.zeros(rows, bool), ints, _sampling(rows, random), np.int32(MAX_STEPS), np.bool_(False))
@@ -48,7 +48,7 @@ def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Ste
 
 
 def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> StepProgram:
-    """A chunk of `tokens` of a prompt on each data shard, into a cache of `rows` and `length`."""
+    """The program that prefills `tokens` of a prompt on each data shard, into a cache of `rows` and `length`."""
     data = steps.layout.data
     ints = np.zeros(data, np.int32)
     valid = None if data == 1 else np.zeros(data, bool)
@@ -59,19 +59,22 @@ def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool =
 
 
 def score(steps: Steps, tokens: int, width: int) -> StepProgram:
-    """A row of `tokens` on each data shard, all of which may go to the head; `width`: see `tree_attention`."""
+    """The program that scores a row of `tokens` on each data shard, all of which may go to the head.
+
+    `width`: see `tree_attention`.
+    """
     batch = abstract_packed_batch(steps.layout, tokens, tokens)
     return StepProgram(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 
 def empty_cache(steps: Steps, rows: int, length: int) -> list[StepProgram]:
-    """What makes the arrays of an empty cache; no two are alike."""
+    """The programs that make the arrays of an empty cache, one for each shape."""
     arrays = dict.fromkeys(x for layer in _cache(steps, rows, length) for x in layer)
     return [StepProgram(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
 
 
 def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[StepProgram]:
-    """What gives the arrays of a cache other rows and positions."""
+    """The programs that grow a cache from (rows, positions) to others, one for each shape of its arrays."""
     name = f"growing a cache to {new[0]} rows, {new[1]} positions"
     layers = zip(_cache(steps, *old), _cache(steps, *new), strict=True)
     pairs = dict.fromkeys(pair for layer in layers for pair in zip(*layer, strict=True))

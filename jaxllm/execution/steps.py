@@ -42,7 +42,7 @@ class DecodeLoop(NamedTuple):
 
 
 def compiler_options(layout: Layout) -> dict[str, Any]:
-    """What XLA is told beside the program."""
+    """XLA's options for every step's program."""
     if layout.capability < AMPERE:
         # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
         return {"xla_gpu_dot_merger_threshold_mb": 0}
@@ -57,7 +57,7 @@ def compiler_options(layout: Layout) -> dict[str, Any]:
 
 
 def scoring_options(layout: Layout) -> dict[str, Any]:
-    """What XLA is told beside a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
+    """XLA's further options for a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
 
     The estimator matters: without it, XLA takes a gather for so slow that it begins those of the first layers all at once.
     """

@@ -16,7 +16,7 @@ from jaxllm.execution.steps import Steps
 def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool = True) -> list[StepProgram]:
     """Programs for prompts and answers up to `max_model_len` tokens in up to `max_num_seqs` sequences, the smallest first.
 
-    Those of greedy decoding, and with `random` those that sample; requests for log-probabilities, penalties and the like have
+    Greedy decoding's, and with `random` also those that sample. Requests for log-probabilities, penalties and the like have
     programs of their own, which are compiled when they are first needed.
     """
     ladder = CacheLadder.of(steps.layout, max_num_seqs, max_model_len)

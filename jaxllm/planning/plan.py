@@ -1,4 +1,4 @@
-"""What a run needs on each device, and which layout it takes, before anything is allocated."""
+"""The memory of a run on each device, and the layout it takes, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CONTEXT = 1024  # positions in the cache where steps of generating are compared
 
 @dataclass(frozen=True)
 class Run:
-    """What is asked for; None is left to the plan.
+    """A request for a run; the planner fills in what is None.
 
     Attributes:
       layout: a layout's name, or "auto".
-      max_model_len, max_num_seqs: of generating; scoring keeps no cache.
+      max_model_len, max_num_seqs: limits of generating; scoring keeps no cache.
 
-    Raises ValueError where one of them cannot be.
+    Raises ValueError for a dtype, length or number of sequences that cannot be.
     """
 
     config: ModelConfig
@@ -89,10 +89,11 @@ def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
 
 
 def find_plan(run: Run) -> Plan:
-    """Fill in what is left open, as much as fits; what is least where nothing does.
+    """The plan of a run, which fills in what it leaves open: the longest context that fits, then the most sequences.
 
-    "auto" is the fastest layout that fits: of generating by the time of one sequence's next token, of scoring by that of full
+    "auto" is the fastest layout that fits: for generating by the time of one sequence's next token, for scoring by that of full
     steps. On hardware that is not known here generating takes "tensor", and scoring the first that fits, which moves the least.
+    Where nothing fits: the plan that needs the least.
     """
     if run.layout != "auto":
         return _sized(run)
@@ -116,7 +117,7 @@ def find_plan(run: Run) -> Plan:
 
 
 def layouts(devices: int) -> list[str]:
-    """Those over so many devices, the ones that exchange less first; over one device all are the same."""
+    """Names of the layouts over so many devices, those that exchange less first; over one device all are the same."""
     if devices == 1:
         return ["tensor"]
     mixed = [(data, devices // data) for data in range(devices - 1, 1, -1) if devices % data == 0]
@@ -125,7 +126,7 @@ def layouts(devices: int) -> list[str]:
 
 
 def _sized(run: Run) -> Plan:
-    """The most sequences, and of the longest contexts first, that fit."""
+    """The plan of a given layout: the longest context that fits, then the most sequences."""
     layout = run.laid_out()
     memory = device_memory(layout.mesh.devices.flat[0])
     weights = weight_bytes(run.config, layout, run.dtype)
@@ -151,7 +152,7 @@ def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
 
 @lru_cache(maxsize=256)
 def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, embed_divides: bool, dtype: str) -> int:
-    """Kept: a plan asks for the same ones again and again, and on many devices of one kind or another."""
+    """`weight_bytes`, cached: a plan asks for the same ones again and again, on devices of one kind or another."""
     layout = Layout("", AbstractMesh((data, model), ("data", "model")), gathered, embed_divides)  # type: ignore[arg-type]
 
     def of(layers: int, routed: bool) -> int:
@@ -174,7 +175,7 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
 
 
 def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
-    """Of each layer."""
+    """Bytes of keys and values on each device, layer by layer."""
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
     rows = round_up(rows, layout.data)

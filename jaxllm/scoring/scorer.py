@@ -39,7 +39,7 @@ class Score:
 
 
 class Shape(NamedTuple):
-    """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
+    """Shape of a step's program: length of its rows, most tokens of a row that go to the head, width of its attention."""
 
     length: int
     max_scored: int
@@ -50,7 +50,7 @@ class Scorer:
     """Scores continuations with one model's steps.
 
     Args:
-      params: gives the parameters when they are first needed; packing and compiling go without.
+      params: returns the parameters when they are first needed; packing and compiling go without.
       max_step_tokens: tokens that each data shard takes in a step, at most; a longer pair has a step of its own length.
     """
 
@@ -60,7 +60,7 @@ class Scorer:
         self._programs: dict[Shape, Callable[..., Scored]] = {}
 
     def pack(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
-        """What will run: which tokens, in which rows. `names` are what errors call the pairs."""
+        """Pack all pairs into rows of tokens. `names`: the pairs' names in errors."""
         trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
         longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
         share = -(-trie.tokens // self.layout.data)
@@ -87,7 +87,7 @@ class Scorer:
             yield from _scores(packing, *step)
 
     def batches(self, packing: Packing) -> list[tuple[list[RowTargets], Shape]]:
-        """The rows of each step that scores something wanted, and its program's shape."""
+        """(rows, shape of the program) of each step that scores a wanted pair."""
         data = self.layout.data
         steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
         wanted = [rows for rows in steps if any(i in packing.wanted for one in rows for i in one.row.members)]
@@ -127,11 +127,11 @@ class Packing:
     wanted: frozenset[int]
 
     def only(self, pairs: Iterable[int]) -> Packing:
-        """The same steps, but for those that score none of these pairs: what is left has the same bits as in the whole run."""
+        """The same steps, less those that score none of these pairs: those left give the same bits as in the whole run."""
         return replace(self, wanted=frozenset(pairs))
 
     def name(self, pair: int) -> str:
-        """What errors call it."""
+        """The pair's name in errors."""
         return self.names[pair] if self.names else f"request {pair}"
 
     @property
@@ -146,12 +146,12 @@ class Packing:
 
     @property
     def filled(self) -> float:
-        """How much of the rows' positions holds tokens."""
+        """Fraction of the rows' positions that hold tokens."""
         return self.tokens / max(len(self.rows) * self.length, 1)
 
 
 class RowTargets:
-    """A row and what it is asked for: each (token, target) once, and where each pair finds its own.
+    """A row and its targets: each (token, target) once, and where each pair finds its own.
 
     Attributes:
       scored: [p] int32, tokens of the row that go to the head.
