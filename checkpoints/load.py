@@ -37,7 +37,7 @@ _COMPARED = 1 << 22  # numbers compared at a time
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """How one parameter is made from what fills it."""
+    """One parameter, and the tensors it is loaded from."""
 
     parameter: Parameter
     mapping: TensorMapping
@@ -130,7 +130,10 @@ def _build(spec: ParameterSpec, dtype: np.dtype) -> jax.Array:
 
 
 def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[ParameterSpec]:
-    """Match every parameter with its tensor and every tensor with its parameter, and check the shapes."""
+    """Match every parameter with its tensors and every tensor with its parameters, and check the shapes.
+
+    Raises CheckpointError naming the tensors that are missing, superfluous or misshapen; no weight but a tied head is read.
+    """
     by_param = rules.by_parameter(config)
     sizes = axis_sizes(config)
     specs = [ParameterSpec(p, by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
@@ -205,7 +208,7 @@ def _is_norm(parameter: Parameter) -> bool:
 
 
 def _maker(parameter: Parameter, dtype: str, offset: float) -> Callable[[jax.Array], jax.Array]:
-    """`offset`: what the model adds to the scales of norms."""
+    """A jitted function: random key -> the parameter. `offset`: added by the model to the scales of norms."""
 
     def make(key: jax.Array) -> jax.Array:
         if _is_norm(parameter):

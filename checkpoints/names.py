@@ -15,7 +15,7 @@ from jaxllm.config import ModelConfig
 
 
 class TensorMapping(NamedTuple):
-    """What fills one parameter: a tensor, or a stack of them, one for each expert."""
+    """The tensors of one parameter: a single one, or a stack of them, one for each expert."""
 
     tensors: tuple[str, ...]
     pattern: Pattern
@@ -68,7 +68,7 @@ class Rules:
 
     Attributes:
       ignored: regular expressions of tensors that hold no weights.
-      renamed: regular expressions of names that some files have, and what the table has instead.
+      renamed: regular expressions of names that some files have, and the table's names for them.
     """
 
     table: tuple[Rule, ...]
@@ -76,7 +76,7 @@ class Rules:
     renamed: tuple[tuple[str, str], ...] = ()
 
     def by_parameter(self, config: ModelConfig) -> dict[str, TensorMapping]:
-        """Path of each parameter -> what fills it; layer by layer, between what comes before and after."""
+        """Path of each parameter -> its tensors and pattern; layer by layer, between what comes before and after."""
         layers, experts = config.num_layers, config.experts.count if config.experts else 0
         layered = [i for i, rule in enumerate(self.table) if "{i}" in rule.tensor]
         order = sorted(
@@ -96,7 +96,7 @@ class Rules:
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
-    """What the letters of a family's patterns stand for, before padding.
+    """Sizes that the letters of a family's patterns stand for, before padding.
 
     n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary, w embedding, l learned
     positions, e experts, m the ffn of each, s of the one they share; where they are stored together: a all heads, t queries, keys

@@ -21,8 +21,8 @@ class Parameter:
     """One leaf of the decoder.
 
     Attributes:
-      path: where it is in the module, `blocks.3.attention.query`.
-      shape: padded.
+      path: its path in the module, `blocks.3.attention.query`.
+      shape: the padded shape.
       axes: a logical axis name, or None, for each dimension.
       indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.
       sharding: how it rests on the devices.
@@ -36,7 +36,7 @@ class Parameter:
 
     @cached_property
     def source_shape(self) -> tuple[int, ...]:
-        """Without padding and copies: what the checkpoint holds."""
+        """The shape in the checkpoint, without padding and copies."""
         pairs = zip(self.shape, self.indices, strict=True)
         return tuple(size if index is None else int(index.max()) + 1 for size, index in pairs)
 
@@ -70,7 +70,7 @@ def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]
 
 
 def _of_heads(index: tuple[int, ...], head_dim: int) -> np.ndarray:
-    """Of heads -> of the numbers they have."""
+    """Indices of heads -> indices of their numbers."""
     heads = np.array(index)[:, None]
     return np.where(heads == PAD, PAD, heads * head_dim + np.arange(head_dim)).reshape(-1)
 

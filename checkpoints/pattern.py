@@ -1,4 +1,4 @@
-"""How the numbers of a checkpoint's tensor become a parameter's: axes split, merged, permuted, and back.
+"""Rearrangements of a checkpoint's tensor into a parameter and back: axes split, merged, permuted.
 
 A slice of a parameter is a slice of a tensor (loading touches only the bytes it needs), and a whole parameter is a tensor again
 (export).
@@ -133,7 +133,7 @@ class Pattern:
         return _ordered(param.reshape([one.get(axis, sizes[axis]) for axis in order]), order, [(axis,) for axis in self._atoms])
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """What `split` made of all the parameters that a tensor fills -> the tensor, or a part of it."""
+        """The tensor, or a part of it, from the outputs of `split` for all the parameters that it fills."""
         together = parts[0]
         if self.tensor_slice is not None:
             together = np.concatenate(parts, axis=_atoms(self.tensor_dims).index(self.tensor_slice.axis))

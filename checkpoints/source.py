@@ -1,4 +1,4 @@
-"""What a file format offers to the loader."""
+"""The interface of file formats to the loader."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ class Mapped(Generic[T]):
         mappings.add(self)
 
     def get(self, nbytes: int = 0) -> T:
-        """The mapping, to read so many bytes from."""
+        """The mapping, from which so many bytes will be read."""
         return self._mappings.get(self, nbytes)
 
 
 def box_bytes(info: TensorInfo, slices: tuple[slice, ...]) -> int:
-    """Of a box of a tensor, whose numbers have whole bytes."""
+    """Bytes of a box of a tensor, whose numbers have whole bytes."""
     lengths = [len(range(size)[part]) for size, part in zip(info.shape, slices, strict=True)]
     return info.nbytes // max(math.prod(info.shape), 1) * math.prod(lengths)

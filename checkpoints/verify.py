@@ -1,4 +1,4 @@
-"""Two checkpoints of any two formats -> what differs, parameter by parameter.
+"""Two checkpoints of any two formats -> their differences, parameter by parameter.
 
 Tensors are compared as the parameters that they fill, unpadded: names and axis orders of the formats fall away. A parameter is
 read in slices of bounded size from both sides at once.
@@ -95,7 +95,7 @@ def _in_slices(path: str, a: View, b: View, rounded: bool) -> tuple[bool, float]
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> tuple[bool, float]:
-    """Are these the same bits, or in different dtypes the same numbers; and the largest difference of two."""
+    """Whether these are the same bits, or in different dtypes the same numbers; and the largest difference of two."""
     same_dtype = x.dtype == y.dtype
     if same_dtype and np.array_equal(x.view(f"u{x.dtype.itemsize}"), y.view(f"u{y.dtype.itemsize}")):
         return True, 0.0

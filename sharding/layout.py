@@ -59,12 +59,12 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """Of the devices: "cpu", "gpu" or "tpu"."""
+        """Platform of the devices, "cpu", "gpu" or "tpu"."""
         return str(self.mesh.devices.flat[0].platform)
 
     @property
     def capability(self) -> float:
-        """The devices'; see the function of this name."""
+        """Compute capability of the devices; see the function of this name."""
         return capability(self.mesh.devices.flat[0])
 
     @property
@@ -74,7 +74,7 @@ class Layout:
 
     @property
     def divisor(self) -> int:
-        """What heads, ffn and vocabulary must divide by."""
+        """The number that heads, ffn and vocabulary must divide by."""
         return self.model * self.data if self.gathered and not self.embed_divides else self.model
 
     def spec(self, axes: Axes) -> PartitionSpec:
