@@ -1,4 +1,4 @@
-"""What a plan says of the devices that are here, beside what they do.
+"""Predictions of a plan for the devices that are here, beside measurements.
 
     python -m bench.forecast --layout tensor --virtual-devices 4
     python -m bench.forecast --layout gathered --virtual-devices 4 --save FILE.json
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The time until a prompt's first token, and of a token of each batch after it."""
+    """Seconds until a prompt's first token, and a decode step of each batch, predicted and measured."""
     config, layout = subject.config, subject.plan.layout
     rows = []
     for batch in BATCHES:
@@ -72,7 +72,7 @@ def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> l
 
 
 def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict[str, Any]:
-    """A full step: questions of 60 tokens with four endings of 24."""
+    """Seconds of a full scoring step, predicted and measured: questions of 60 tokens with four endings of 24."""
     config, layout, engine = subject.config, subject.plan.layout, subject.engine
     tokens = row_length(layout.platform)
     scorer = Scorer(engine.steps, lambda: engine.params, tokens)
@@ -96,7 +96,7 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
 
 
 def sizes(subject: Subject) -> list[dict[str, Any]]:
-    """Bytes of the first device."""
+    """Bytes of the first device, predicted and counted."""
     config, engine, layout = subject.config, subject.engine, subject.plan.layout
     dtype, device = subject.plan.dtype, layout.mesh.devices.flat[0]
 

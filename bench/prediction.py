@@ -1,4 +1,4 @@
-"""What the challenge would take on GPUs that are not here: the program compiled for them, and its steps' roofline.
+"""Predicted time of the challenge on GPUs that are not here: the program compiled for them, and its steps' roofline.
 
 Nothing of it is measured. The products' rate is the published one times what such GPUs reach; a step's time is the sum of its
 parts, with gathers hidden where they are shorter.
@@ -37,7 +37,7 @@ def target_layout(args: argparse.Namespace) -> Layout:
 
 
 def target_scorer(args: argparse.Namespace, layout: Layout) -> Scorer:
-    """Plans and compiles for them; it has no parameters to run with."""
+    """A scorer that packs and compiles for those GPUs; it has no parameters to run with."""
     return Scorer(Steps(PRESETS[args.config], layout, args.dtype), list, row_length(layout.platform))
 
 

@@ -19,7 +19,7 @@ from checkpoints.verify import compare
 
 
 def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
-    """Those of the hub's cache lead to its blobs, which may be links themselves where storage is shared."""
+    """The hub's cache has links to its blobs, which may be links themselves where storage is shared."""
     elsewhere = write_tokenizer(write_tiny(tmp_path / "elsewhere"))
     own, cached, blobs = tmp_path / "own", tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
     for folder in (own, cached, blobs):

@@ -308,7 +308,7 @@ sys.exit(code)
 
 
 def peak_bytes(*arguments: object) -> int:
-    """Of a process that runs the command line."""
+    """Peak bytes of a process that runs the command line."""
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 

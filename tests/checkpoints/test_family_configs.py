@@ -53,7 +53,7 @@ def test_what_transformers_writes_is_read_to_its_last_key(name: str, caplog: pyt
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_key_of_transformers_own_class_is_known(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What it holds beside what it writes changes nothing, and is accepted without a word."""
+    """Keys that the class has and does not write change nothing, and are accepted without a word."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = {key: value for key, value in CONFIG_MAPPING[name]().to_dict().items() if key not in records()[name].config}

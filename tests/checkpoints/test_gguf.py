@@ -71,7 +71,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def permute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's convert_hf_to_gguf.py does to query and key weights and biases."""
+    """The permutation of query and key weights and biases in llama.cpp's convert_hf_to_gguf.py."""
     split = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return split.swapaxes(1, 2).reshape(weights.shape)
 

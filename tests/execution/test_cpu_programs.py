@@ -1,4 +1,4 @@
-"""What XLA makes of the steps on a CPU: the cache is read where it lies and written in place, and little else is held."""
+"""The steps as XLA compiles them for a CPU: the cache is read where it lies and written in place, and little else is held."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def decode_program(
 
 
 def cache_bytes(layout: Layout, rows: int) -> int:
-    """Of keys and values in 16 bits on one device."""
+    """Bytes of keys and values in 16 bits on one device."""
     return 2 * CONFIG.num_layers * (rows // layout.data) * (CONFIG.num_kv_heads // layout.model) * CONTEXT * CONFIG.head_dim * 2
 
 
@@ -140,7 +140,7 @@ def test_replicated_scoring_exchanges_nothing() -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 def test_gathered_decode_holds_two_layers_at_a_time(kind: str, dtype: str) -> None:
-    """However many there are; and what is gathered is weights alone, in every turn of the loop."""
+    """However many there are; and only weights are gathered, in every step of the loop."""
     programs = [decode_program(kind, dtype, "gathered", 4, layers)[0] for layers in (3, 6)]
     for program, layers in zip(programs, (3, 6), strict=True):
         large = [c for c in program.collectives if c.nbytes > WEIGHT]

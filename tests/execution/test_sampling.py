@@ -334,7 +334,7 @@ def test_a_large_vocabulary_draws_the_same_tokens_with_and_without_an_idle_filte
 
 
 def test_no_sort_of_the_vocabulary() -> None:
-    """What makes sampling cheap; log-probabilities, which rank the vocabulary, are asked for apart."""
+    """A sampler without a sort is cheap; log-probabilities, which rank the vocabulary, are asked for apart."""
     lowered = partial(run.lower, jnp.zeros((2, 1000)), batch(2, sampling_filters(2, top_k=5, top_p=0.5)))
     assert "sort" not in lowered(None).as_text()
     assert "top_k" in lowered(3).as_text()

@@ -151,7 +151,7 @@ def test_a_copied_weight_is_found(target: Target, f: Callable[..., jax.Array], r
 
 
 def test_a_slice_of_stacked_weights_in_a_loop_is_found(target: Target) -> None:
-    """What a scan over stacked layers does to them, where a matrix product cannot read the stack itself."""
+    """A scan over stacked layers copies them where a matrix product cannot read the stack itself."""
 
     def scanned(x: jax.Array, stack: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda y, w: (jnp.sort(y @ jax.lax.optimization_barrier(w)), None), x, stack)[0]

@@ -129,7 +129,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Record(NamedTuple):
-    """What transformers said of a case.
+    """Outputs of transformers for a case.
 
     Attributes:
       config: as it wrote it.
