@@ -44,8 +44,8 @@ class Checkpoint:
       path: the folder or the `.gguf` file.
       family: its name among Hugging Face's.
       config: the architecture. `eos_token_ids` includes those of generation_config.json, after the config's own.
-      source: where weights are read from.
-      rules: how its tensors become parameters.
+      source: the source of the weights.
+      rules: the rules by which its tensors become parameters.
       make_tokenizer: see `tokenizer`.
       generation_defaults: sampling defaults of generation_config.json, or of config.json where there is no such file; keys of
         `SAMPLING_KEYS` alone, none of them null.

@@ -43,7 +43,7 @@ class Rule:
 
     Attributes:
       tensor: the tensor's name in the checkpoint, `{i}` for the layer, `{e}` for the expert.
-      pattern: how its dimensions become the parameter's, over the axes of `axis_sizes`.
+      pattern: the rearrangement of its dimensions into the parameter's, over the axes of `axis_sizes`.
       param: the parameter's path in the decoder, `{i}` for the layer.
     """
 

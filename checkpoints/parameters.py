@@ -25,7 +25,7 @@ class Parameter:
       shape: the padded shape.
       axes: a logical axis name, or None, for each dimension.
       indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.
-      sharding: how it rests on the devices.
+      sharding: its sharding as it is stored on the devices.
     """
 
     path: str

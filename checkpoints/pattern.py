@@ -28,7 +28,7 @@ class TensorSlice:
     """The positions along one axis of a tensor that belong to one of the several parameters it fills.
 
     Attributes:
-      axis: of the tensor.
+      axis: the axis of the tensor.
       skip: so many positions come before, or as many as these axes have.
       size: the parameter's axis that they are; None: it is one position, and no axis of the parameter.
     """

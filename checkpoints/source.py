@@ -40,8 +40,8 @@ class Source:
     Attributes:
       where: the file or folder, for messages.
       tensors: every tensor there is.
-      unusable: of those that hold no numbers that can be read, why not; they may be of no use to the model.
-      version: tells its weights from others that the same files say of; empty where the files hold them.
+      unusable: tensor -> the reason why its numbers cannot be read; the model may have no use for it.
+      version: identifies weights that the files do not hold; empty where they hold them.
       bytes_read: bytes of tensor data read from the files so far.
     """
 

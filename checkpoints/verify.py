@@ -21,7 +21,7 @@ class Compared:
     """One parameter on both sides.
 
     Attributes:
-      tensors, dtypes: what each side fills it with, the first of a stack, and the format's own name of its dtype; None where it
+      tensors, dtypes: each side's tensor, the first of a stack, and the format's own name of its dtype; None where the side
         has none.
       equal: the same numbers to the last bit; numbers of different dtypes can be.
       largest: the largest difference of two numbers; None where shapes or one side is missing. NaN beside a number is infinite.

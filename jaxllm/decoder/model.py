@@ -109,7 +109,7 @@ class Decoder(nnx.Module):
     def _run(
         self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool
     ) -> tuple[jax.Array, Any]:
-        """`defer_gathers`: each layer\'s weights are gathered when the one before is done (`_after`); with experts always."""
+        """`defer_gathers`: each layer's weights are gathered when the one before is done (`_after`); with experts always."""
         x = self._embed(jnp.asarray(tokens), positions)
         ropes = [layer.rope for layer in self.config.layers]
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.

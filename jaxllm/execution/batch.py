@@ -70,8 +70,8 @@ class DecodeBatch(NamedTuple):
       position: [R] int32, where it will stand.
       live: [R] bool, rows that decode; the others are carried along.
       remaining: [R] int32, how many tokens the row may still generate.
-      sampling: how they are chosen.
-      limit: [] int32, at most so many steps in this call.
+      sampling: the choice of each row's tokens.
+      limit: [] int32, most steps in this call.
       until_any: [] bool, return as soon as any row has stopped (someone waits for its slot).
     """
 
@@ -118,7 +118,7 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> tuple[Packed
 
     Args:
       length: tokens of the row on each data shard.
-      scored: how many of them may go to the head.
+      scored: most of them that go to the head.
     """
     data, tiles = layout.data, length // TILE
 

@@ -133,7 +133,7 @@ class Record(NamedTuple):
 
     Attributes:
       config: as it wrote it.
-      shapes: of the tensors of a checkpoint.
+      shapes: shapes of the checkpoint's tensors, by name.
       logits: after the tokens `RECORDED` of each of `ROWS`, [_, V].
       greedy: tokens after `LONG`.
       scores: log-probabilities of `CONTINUATIONS` after `CONTEXT`.
