@@ -59,7 +59,7 @@ class Content(NamedTuple):
     bounds: dict[str, tuple[int, int]]
 
     def first(self, sizes: dict[str, int]) -> int:
-        """The first of its positions along the tensor's axis."""
+        """Index of its first position along the axis that the tensor's parameters share; 0 for all of a tensor."""
         return self.pattern.tensor_slice.first(sizes) if self.pattern.tensor_slice else 0
 
 

@@ -38,6 +38,7 @@ class TensorSlice:
     size: str | None = None
 
     def first(self, sizes: Mapping[str, int]) -> int:
+        """Index of its first position along the axis."""
         return self.skip if isinstance(self.skip, int) else sum(sizes[axis] for axis in self.skip)
 
 

@@ -51,10 +51,12 @@ class Layout:
 
     @property
     def data(self) -> int:
+        """Size of the mesh's data axis."""
         return int(self.mesh.shape["data"])
 
     @property
     def model(self) -> int:
+        """Size of the mesh's model axis."""
         return int(self.mesh.shape["model"])
 
     @property

@@ -121,6 +121,7 @@ def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
 
 @partial(jax.jit, static_argnames=("layout", "shape"))
 def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    """Pad an array of the cache with zeros to `shape`, on each device by itself."""
     spec = layout.spec(AXES)
 
     def local(x: jax.Array) -> jax.Array:

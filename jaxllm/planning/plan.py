@@ -56,6 +56,7 @@ class Run:
             raise ValueError(f"max_model_len={self.max_model_len} exceeds the model's context of {most} positions")
 
     def laid_out(self) -> Layout:
+        """The layout over the devices; `layout` must not be "auto"."""
         return make_layout(self.layout, self.devices, self.config.hidden_size)
 
 
@@ -74,10 +75,12 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
+        """Bytes a device: weights, cache and a step's working memory."""
         return self.weight_bytes + self.cache_bytes + self.working_bytes
 
     @property
     def fits(self) -> bool:
+        """Whether they take no more than MEMORY_UTILIZATION of the memory; True where that is not known."""
         return self.memory is None or self.nbytes <= MEMORY_UTILIZATION * self.memory
 
 

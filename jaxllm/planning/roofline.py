@@ -45,6 +45,7 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
+        """Seconds of the step: gathers overlap with all but the all-reduces."""
         return max(self.products + self.attention + self.activations + self.launches, self.gathers) + self.reduces
 
 
