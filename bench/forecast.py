@@ -1,4 +1,4 @@
-"""What a plan says of the devices that are here, beside what they do.
+"""Predictions of a plan for the devices that are here, beside measurements.
 
     python -m bench.forecast --layout tensor --virtual-devices 4
     python -m bench.forecast --layout gathered --virtual-devices 4 --save FILE.json
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The time until a prompt's first token, and of a token of each batch after it."""
+    """Seconds until a prompt's first token, and a decode step of each batch, predicted and measured."""
     config, layout = subject.config, subject.plan.layout
     rows = []
     for batch in BATCHES:
@@ -72,7 +72,7 @@ def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> l
 
 
 def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict[str, Any]:
-    """A full step: questions of 60 tokens with four endings of 24."""
+    """Seconds of a full scoring step, predicted and measured: questions of 60 tokens with four endings of 24."""
     config, layout, engine = subject.config, subject.plan.layout, subject.engine
     tokens = row_length(layout.platform)
     scorer = Scorer(engine.steps, lambda: engine.params, tokens)
@@ -81,22 +81,22 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
     for _ in range(layout.data * tokens // (60 + 4 * 23)):
         context = rng.integers(5, config.vocab_size, 60).tolist()
         pairs += [(context, rng.integers(5, config.vocab_size, 24).tolist()) for _ in range(4)]
-    packing = scorer.plan(pairs)
-    turns = scorer.turns(packing)
+    packing = scorer.pack(pairs)
+    batches = scorer.batches(packing)
     scorer.compile(packing)
     actual = median_seconds(lambda: list(scorer.run(packing)), args.repeats)
-    scored = max(len(one.scored) for asked, _ in turns for one in asked)
+    scored = max(len(one.scored) for rows, _ in batches for one in rows)
     one = score_step(config, layout, args.dtype, rates, packing.length, WIDTH, scored).total
     return {
-        "what": f"score, {len(turns)} step(s) of {packing.length}",
+        "what": f"score, {len(batches)} step(s) of {packing.length}",
         "unit": "s",
-        "predicted": len(turns) * one,
+        "predicted": len(batches) * one,
         "actual": actual,
     }
 
 
 def sizes(subject: Subject) -> list[dict[str, Any]]:
-    """Bytes of the first device."""
+    """Bytes of the first device, predicted and counted."""
     config, engine, layout = subject.config, subject.engine, subject.plan.layout
     dtype, device = subject.plan.dtype, layout.mesh.devices.flat[0]
 

@@ -47,7 +47,7 @@ def main() -> None:
     lap("load")
     texts, pairs, names = encode(questions, tokenizer_of(args, subject), scorer.steps.config)
     lap("tokenise")
-    packing = scorer.plan(pairs, names)
+    packing = scorer.pack(pairs, names)
     lap("pack")
     print(f"{len(pairs)} choices: {packing.unshared:,} tokens, {packing.tokens:,} after sharing, {len(packing.rows)} rows of "
           f"{packing.length}, {100 * packing.filled:.1f} % filled")  # fmt: skip
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def arguments() -> tuple[argparse.Namespace, Layout | None]:
-    """What was asked for, and the layout of the GPUs that `--on` names."""
+    """The command line's arguments, and the layout over the GPUs that `--on` names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.set_defaults(repeats=1)
@@ -112,14 +112,14 @@ def arguments() -> tuple[argparse.Namespace, Layout | None]:
 
 
 def scorer_of(subject: Subject | None) -> Scorer:
-    """What scores with the subject's engine's steps and weights."""
+    """A scorer with the steps and weights of the subject's engine."""
     assert subject is not None
     engine = subject.engine
     return Scorer(engine.steps, lambda: engine.params, row_length(engine.layout.platform))
 
 
 def encode(questions: list[Question], tokenizer: Any, config: ModelConfig) -> tuple[list[tuple[str, str]], list[Pair], list[str]]:
-    """Each choice with its query: as texts, as token ids, and what errors call it."""
+    """Each choice with its query: as texts, as token ids, and the name that errors give it."""
     texts = [(q.query, " " + choice) for q in questions for choice in q.choices]
     names = [f"{q.where}, choice {i}" for q in questions for i in range(len(q.choices))]
     pairs = fit(PairEncoder.of(tokenizer).pairs(texts), names, config.max_position, config.vocab_size, truncate=False)
@@ -127,7 +127,7 @@ def encode(questions: list[Question], tokenizer: Any, config: ModelConfig) -> tu
 
 
 def tokenizer_of(args: argparse.Namespace, subject: Subject | None) -> Any:
-    """That of the model, or of `--tokenizer`."""
+    """The tokenizer of the model, or that of `--tokenizer`."""
     if subject is not None and subject.checkpoint is not None:
         return subject.checkpoint.tokenizer()
     from transformers import AutoTokenizer, LlamaTokenizer
@@ -167,7 +167,7 @@ def utilisation(subject: Subject, packing: Packing, seconds: float, dtype: str) 
 def beside(
     subject: Subject, args: argparse.Namespace, texts: list[tuple[str, str]], pairs: list[Pair], seconds: float
 ) -> dict[str, Any]:
-    """lm-eval's `hf` model on the same requests."""
+    """Measurements of lm-eval's `hf` model on the same requests."""
     from bench.peers import LMEval
 
     assert subject.path is not None, "the peer needs a real model"

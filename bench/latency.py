@@ -4,7 +4,7 @@
     python -m bench.latency --config llama-30b --dtype bfloat16
 
 Prints a cost card, then a table; the last line of stdout is one JSON document. With `--peer`, the same work is done by the peer
-in turns with ours, in the same run, so that the ratio survives a noisy machine. Times are medians.
+alternating with ours, in the same run, so that the ratio survives a noisy machine. Times are medians.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(subject: Subject, peer: Transformers | None, batch: int, prompt: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """`batch` prompts of `prompt` tokens, `tokens` new ones each; ours and the peer's in turns."""
+    """Times of `batch` prompts of `prompt` tokens, `tokens` new ones each; ours and the peer's alternate."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(5, subject.config.vocab_size, (batch, prompt)).tolist()
     run(subject, prompts, tokens)

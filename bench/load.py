@@ -1,9 +1,9 @@
-"""How fast checkpoints are converted and loaded, beside `cp` of the same bytes and transformers' from_pretrained.
+"""Seconds to convert and load checkpoints, beside `cp` of the same bytes and transformers' from_pretrained.
 
     python -m bench.load --config llama-7b --layers 6 --work /some/disk
     python -m bench.load --model FOLDER --repeats 3
 
-Each measurement is a process of its own, in turns, with the source in the page cache, and right after another has used and
+Each measurement is a process of its own, alternating, with the source in the page cache, and right after another has used and
 freed twice the memory that it will need. (Of a virtual machine the host may take freed memory back, and finding it again
 can take longer than all else: `--pause 4` lets that happen before each.) Targets of `cp` and of conversions are new files;
 flushing them to the disk is timed apart. "call" is the work alone, "start" all since the process was started,
@@ -31,7 +31,7 @@ import numpy as np
 from bench.machine import describe, peak_bytes, process_seconds, report
 from bench.peers import from_pretrained, torch_and_transformers
 from checkpoints.checkpoint import CONFIG, open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.families import llama
 from checkpoints.load import load, names_of_parameters
 from checkpoints.names import axis_sizes
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     source = args.model or write_random(args.work / "source", args.config, args.layers)
     orbax = args.work / "orbax"
     if "load orbax" in args.only:
-        convert(plan(open_checkpoint(source), orbax, to="orbax"))
+        convert(prepare(open_checkpoint(source), orbax, to="orbax"))
     runs: dict[str, list[dict[str, float]]] = {role: [] for role in args.only}
     for _ in range(args.repeats):
         for role in args.only:
@@ -108,18 +108,18 @@ def run(role: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 def nbytes(source: Path) -> int:
-    """Of its weights, whatever their format."""
+    """Bytes of a checkpoint's files, whatever their format."""
     return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
 
 
 def use_memory(size: int) -> None:
-    """A process of its own does, and frees it when it ends; no more than is there."""
+    """Use memory, no more than is there, in a process of its own, which frees it as it ends."""
     size = min(size, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4)
     subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({size}, numpy.uint8)"], check=True)
 
 
 def timed(args: argparse.Namespace, work: Callable[[], Any]) -> dict[str, float]:
-    """What one process reports: seconds of the call and from its start, and its peak memory."""
+    """The report of one process: seconds of the call and from the process's start, and its peak memory."""
     before = process_seconds()
     use_memory(2 * nbytes(args.model) * (2 if args.dtype == "float32" else 1))
     time.sleep(args.pause)
@@ -137,7 +137,7 @@ def copy(args: argparse.Namespace) -> dict[str, float]:
 
 def conversion(to: str) -> Callable[[argparse.Namespace], dict[str, float]]:
     def work(args: argparse.Namespace) -> dict[str, float]:
-        job = plan(open_checkpoint(args.model), args.work / "target", to=to)
+        job = prepare(open_checkpoint(args.model), args.work / "target", to=to)
         return timed(args, lambda: convert(job, check=False, flush=False))
 
     return work
@@ -159,7 +159,7 @@ def loading(args: argparse.Namespace) -> dict[str, float]:
 
 
 def transformers(args: argparse.Namespace) -> dict[str, float]:
-    """It may map the file and read nothing: then a number of each page is looked at, which brings them into the process."""
+    """transformers' from_pretrained. It may map the file and read nothing: a number of each page is read, to load them all."""
     torch_and_transformers()
 
     def work() -> Any:
@@ -186,14 +186,14 @@ def write_random(folder: Path, name: str, layers: int | None) -> Path:
     """A checkpoint of a published shape in bfloat16, in files as transformers writes them."""
     preset = PRESETS[name]
     config: ModelConfig = replace(preset, num_layers=layers or preset.num_layers, dtype="bfloat16")
-    sizes, fillings = axis_sizes(config), llama.RULES.by_parameter(config)
+    sizes, mappings = axis_sizes(config), llama.RULES.by_parameter(config)
     declared = set(names_of_parameters(config))
     dtype = np.dtype(ml_dtypes.bfloat16)
     entries = [
-        Entry(tensor, filling.pattern.tensor_shape(sizes), dtype)
-        for path, filling in fillings.items()
+        Entry(tensor, mapping.pattern.tensor_shape(sizes), dtype)
+        for path, mapping in mappings.items()
         if path in declared
-        for tensor in filling.tensors
+        for tensor in mapping.tensors
     ]
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 24, np.float32)).astype(dtype)
 

@@ -1,4 +1,4 @@
-"""What a bench ran on, and the ceilings of that device, measured."""
+"""The machine of a bench, and the measured ceilings of its device."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _processor() -> str:
 
 
 def _instructions() -> list[str]:
-    """Of those that decide how fast a CPU multiplies matrices, what this one has."""
+    """The instruction sets of this CPU, of those that decide how fast it multiplies matrices."""
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpuinfo("flags").split()]
 
 

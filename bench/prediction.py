@@ -1,4 +1,4 @@
-"""What the challenge would take on GPUs that are not here: the program compiled for them, and its steps' roofline.
+"""Predicted time of the challenge on GPUs that are not here: the program compiled for them, and its steps' roofline.
 
 Nothing of it is measured. The products' rate is the published one times what such GPUs reach; a step's time is the sum of its
 parts, with gathers hidden where they are shorter.
@@ -15,7 +15,7 @@ from jaxllm.buckets import row_length
 from jaxllm.execution.batch import abstract_batch, empty_packed_batch
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
-from jaxllm.planning.roofline import REACHED, StepSeconds, score_step
+from jaxllm.planning.roofline import MAX_MFU, StepSeconds, score_step
 from jaxllm.scoring.scorer import Packing, Scorer
 from sharding.hardware import hardware
 from sharding.hlo import analyse
@@ -37,7 +37,7 @@ def target_layout(args: argparse.Namespace) -> Layout:
 
 
 def target_scorer(args: argparse.Namespace, layout: Layout) -> Scorer:
-    """Plans and compiles for them; it has no parameters to run with."""
+    """A scorer that packs and compiles for those GPUs; it has no parameters to run with."""
     return Scorer(Steps(PRESETS[args.config], layout, args.dtype), list, row_length(layout.platform))
 
 
@@ -47,9 +47,9 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
     device = layout.mesh.devices.flat[0]
     rates = hardware(device)
     assert rates is not None, f"every GPU to compile for is in sharding.hardware; {device.device_kind} is not"
-    turns = scorer.turns(packing)
-    widest = max(shape for _, shape in turns)
-    batch = abstract_batch(layout, empty_packed_batch(layout, widest.length, widest.places))
+    batches = scorer.batches(packing)
+    widest = max(shape for _, shape in batches)
+    batch = abstract_batch(layout, empty_packed_batch(layout, widest.length, widest.max_scored))
     program = analyse(compile_for_cuda(steps.score, steps.abstract_params(), batch, width=widest.width))
     assert program.memory is not None
     kinds = {kind: program.count(kind) for kind in sorted({c.kind for c in program.collectives})}
@@ -58,12 +58,12 @@ def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:
           f"{program.memory.temp / GIB:.1f} GiB of temporaries on each; collectives {kinds or 'none'}, "
           f"{early} all-gathers begun before work that hides them")  # fmt: skip
     times = []
-    for asked, shape in turns:
-        scored = max(len(one.scored) for one in asked)
+    for rows, shape in batches:
+        scored = max(len(one.scored) for one in rows)
         times.append(score_step(steps.config, layout, steps.dtype, rates, shape.length, shape.width, scored))
     total = sum(step.total for step in times)
     parts = {f.name: sum(getattr(step, f.name) for step in times) for f in fields(StepSeconds)}
-    print(f"predicted: {len(times)} steps, {total:.1f} s of scoring at {REACHED:.0%} of {rates.flops / 1e12:.0f} TFLOP/s: "
+    print(f"predicted: {len(times)} steps, {total:.1f} s of scoring at {MAX_MFU:.0%} of {rates.flops / 1e12:.0f} TFLOP/s: "
           + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items()))  # fmt: skip
     return {"hardware": rates.name, "count": layout.mesh.size, "argument_bytes": program.memory.argument,
             "temp_bytes": program.memory.temp, "collectives": kinds, "gathers_begun_early": early, "steps": len(times),

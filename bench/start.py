@@ -1,4 +1,4 @@
-"""What a start costs by phase: cold, with nothing compiled yet, and warm.
+"""Seconds of a start by phase: cold, with nothing compiled yet, and warm.
 
     python -m bench.start
     python -m bench.start --virtual-devices 4 --layout tensor --prompt 512

@@ -73,7 +73,7 @@ class Subject:
         return sequences
 
     def cost_card(self) -> dict[str, float]:
-        """What a token costs, and the measured ceilings of one device. Bytes and FLOPs are of the whole model, unpadded."""
+        """Bytes and FLOPs of a token, of the whole model, unpadded, and the measured ceilings of one device."""
         itemsize = {"float32": 4}.get(self.plan.dtype, 2)
         weights = self.config.num_params * itemsize
         return {
@@ -87,7 +87,7 @@ class Subject:
 
 
 def print_card(name: str, plan: Plan, card: dict[str, float]) -> None:
-    """The cost card, before anything is measured."""
+    """Print the cost card, before anything is measured."""
     devices = plan.layout.mesh.size
     shared = plan.layout.mesh.devices.flat[0].platform == "cpu"
     count = 1 if shared else devices  # virtual devices share one machine's memory and cores

@@ -41,7 +41,7 @@ class ArraySource(Source):
             self.tensors[parameter.path] = TensorInfo(shape, NAMES[dtype.name], math.prod(shape) * dtype.itemsize)
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
-        """In its own dtype."""
+        """The box in its own dtype."""
         parameter, array = self._arrays[name]
         places = [
             np.arange(size)[part] if index is None else _first_places(index)[part]
@@ -58,7 +58,7 @@ class ArraySource(Source):
 
 
 def _first_places(index: np.ndarray) -> np.ndarray:
-    """Where each source index stands first. They are in order, but for padding and copies."""
+    """The padded position at which each source index stands first. They are in order, but for padding and copies."""
     sources, places = np.unique(index, return_index=True)
     return places[sources != PAD]
 

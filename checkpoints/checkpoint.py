@@ -44,10 +44,10 @@ class Checkpoint:
       path: the folder or the `.gguf` file.
       family: its name among Hugging Face's.
       config: the architecture. `eos_token_ids` includes those of generation_config.json, after the config's own.
-      source: where weights are read from.
-      rules: how its tensors become parameters.
+      source: the source of the weights.
+      rules: the rules by which its tensors become parameters.
       make_tokenizer: see `tokenizer`.
-      generation_defaults: what generation_config.json says of sampling, or config.json where there is no such file; keys of
+      generation_defaults: sampling defaults of generation_config.json, or of config.json where there is no such file; keys of
         `SAMPLING_KEYS` alone, none of them null.
     """
 
@@ -118,7 +118,7 @@ def _refuse_overrides(path: Path, hf_overrides: Mapping[str, Any] | None) -> Non
 
 
 def _read_values(folder: Path, hf_overrides: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
-    """What config.json says, and where: in messages."""
+    """The values of config.json, and its name for messages."""
     values, where = read_json(folder / CONFIG), str(folder / CONFIG)
     return (values, where) if hf_overrides is None else (overlaid(values, hf_overrides), f"{where} with hf_overrides")
 
@@ -152,7 +152,7 @@ def _open_folder(folder: Path, hf_overrides: Mapping[str, Any] | None) -> Checkp
 
 
 def _read_sampling(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Raises CheckpointError where a value is of another type than sampling takes."""
+    """Sampling defaults. Raises CheckpointError where a value is of another type than sampling takes."""
     reader = ConfigReader(values, where)
     found = {key: reader.optional(key, kind) for key, kind in SAMPLING_KEYS.items()}
     return {key: value for key, value in found.items() if value is not None}

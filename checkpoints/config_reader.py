@@ -147,7 +147,7 @@ class ConfigReader:
 
 
 def _equal(given: Any, value: Any) -> bool:
-    """A bool is no number, though Python's equal one."""
+    """Whether two values are equal; a bool is no number, though Python's equal one."""
     return bool(given == value) and isinstance(given, bool) == isinstance(value, bool)
 
 
@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """The same of what a file holds."""
+    """The same from the text of a file."""
     try:
         values = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
@@ -189,7 +189,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether it could not be printed, or compared: Python does both by recursion."""
+    """Whether a value is nested too deep to be printed or compared: Python does both by recursion."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [child for x in level if isinstance(x, (dict, list)) for child in (x.values() if isinstance(x, dict) else x)]

@@ -43,8 +43,8 @@ Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all)."""
 
 # Beside weights and config.json: tokenizer, chat template, generation config.
-TRAVELS = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-           "chat_template*", GENERATION)  # fmt: skip
+SIDECAR_FILES = ("*.model", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+                 "added_tokens.json", "chat_template*", GENERATION)  # fmt: skip
 WRITING, PUBLISHING = "writing", "publishing"  # what a run that was stopped was doing
 PEAK_BYTES = 16 * 4 * SLICE  # a few slices in float32, read, rearranged, rounded and compared, and some for their buffers
 FORMATS = ("safetensors", "orbax")
@@ -59,12 +59,12 @@ class Content(NamedTuple):
     bounds: dict[str, tuple[int, int]]
 
     def first(self, sizes: dict[str, int]) -> int:
-        """Where it begins in the tensor."""
-        return self.pattern.part.first(sizes) if self.pattern.part else 0
+        """Index of its first position along the axis that the tensor's parameters share; 0 for all of a tensor."""
+        return self.pattern.tensor_slice.first(sizes) if self.pattern.tensor_slice else 0
 
 
 def contents(rules: Rules, config: ModelConfig) -> dict[str, list[Content]]:
-    """Of each tensor, in the order of the rules."""
+    """The contents of each tensor, in the order of the rules."""
     found: dict[str, list[Content]] = {}
     sizes = axis_sizes(config)
     for path, (tensors, pattern) in rules.by_parameter(config).items():
@@ -76,7 +76,7 @@ def contents(rules: Rules, config: ModelConfig) -> dict[str, list[Content]]:
 
 @dataclass(frozen=True)
 class Job:
-    """What will be written, and where from."""
+    """A conversion: the source, and the tensors to be written."""
 
     source: Checkpoint
     target: Path
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def groups(self) -> dict[str, list[Entry]]:
-        """What is written whole or not at all, files or arrays, and the tensors in it."""
+        """The units that are written whole or not at all, files or arrays, and the tensors in each."""
         return self.format.groups
 
     @property
@@ -94,30 +94,30 @@ class Job:
         return sum(entry.nbytes for entries in self.groups.values() for entry in entries)
 
     def contents(self) -> dict[str, list[Content]]:
-        """Of each tensor that is written."""
+        """The contents of each tensor that is written."""
         return contents(self.rules, self.source.config)
 
     @property
     def work(self) -> Path:
-        """Where the target grows."""
+        """The folder in which the target grows."""
         return self.target.with_name(self.target.name + ".partial")
 
     def beside(self, what: str) -> Path:
-        """A file of the conversion's own beside the target: what it is doing, its lock, what was there before."""
+        """A file of the conversion's own beside the target: its state, its lock, the target's predecessor."""
         return self.target.with_name(f".{self.target.name}.jaxllm-convert.{what}")
 
     def identity(self) -> dict[str, Any]:
-        """What tells this conversion from another into the same folder."""
+        """Values that tell this conversion from another into the same folder."""
         stat = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _source_files(self.source.path)]
         groups = {name: [(e.name, list(e.shape), str(e.dtype)) for e in entries] for name, entries in self.groups.items()}
         weights = self.source.source.version
         return json.loads(json.dumps({"source": stat, "weights": weights, "dtype": self.dtype, "groups": groups}))
 
 
-def plan(
+def prepare(
     source: Checkpoint, target: Path, *, to: str = "safetensors", dtype: str | None = None, max_shard_bytes: int = 5 * 10**9
 ) -> Job:
-    """What converting to one of FORMATS would write. `dtype` rounds to it; None keeps each tensor's own, float32 if quantised.
+    """Prepare a conversion to one of FORMATS. `dtype`: round to it; None keeps each tensor's own, float32 if quantised.
 
     Raises CheckpointError for tensors that are missing, misshapen or have no place. Of the weights only a tied head is read.
     """
@@ -125,11 +125,11 @@ def plan(
     if to == "orbax":
         rules = rules.of_parameters()
     declared = set(names_of_parameters(source.config))
-    fillings = source.rules.by_parameter(source.config)
-    needed = [name for path in fillings if path in declared for name in fillings[path].tensors]
+    mappings = source.rules.by_parameter(source.config)
+    needed = [name for path in mappings if path in declared for name in mappings[path].tensors]
     if missing := [name for name in needed if name not in source.source.tensors]:
         raise CheckpointError(f"{source.source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete")
-    extra = view.extra + [name for path, filling in view.by_param.items() if path not in declared for name in filling.tensors]
+    extra = view.extra + [name for path, mapping in view.by_param.items() if path not in declared for name in mapping.tensors]
     if extra:
         raise CheckpointError(f"{source.source.where} holds tensors that its config has no use for: {listed(sorted(extra))}")
     for path in view.by_param:
@@ -170,7 +170,7 @@ def convert(
       flush: wait for the disk; without, as after `cp`, a machine that loses power may lose what was written last.
     """
     try:
-        with _alone(job):
+        with _exclusive_lock(job):
             if not _finished(job):
                 _may_write(job, force)
                 goes_on = _begin(job)
@@ -235,8 +235,8 @@ def _dtypes(view: View, path: str, dtype: str | None) -> set[np.dtype]:
 
 
 @contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Holds a lock beside the target; it falls with the process. Raises CheckpointError where another process has it."""
+def _exclusive_lock(job: Job) -> Iterator[None]:
+    """Hold a lock beside the target; it falls with the process. Raises CheckpointError where another process has it."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
     path = job.beside("lock")
     with open(path, "w") as file:
@@ -255,7 +255,7 @@ def _alone(job: Job) -> Iterator[None]:
 
 
 def _begin(job: Job) -> bool:
-    """A folder for this job: the one that an interrupted run left, if it was of the same. Whether there is anything in it."""
+    """Make a folder for this job, or take the one that an interrupted run of it left. Returns whether that holds anything."""
     before = _recorded(job)
     if job.work.exists() and not before:
         raise CheckpointError(f"{job.work} is in the way, and not from a conversion: remove it, or choose another target")
@@ -291,18 +291,18 @@ def _write(job: Job, progress: Progress) -> None:
             done += sum(entry.nbytes for entry in entries)
             progress(done, job.nbytes)
         else:
-            job.format.write(job.work, name, _ahead(pieces(entries)))
+            job.format.write(job.work, name, _prefetch(pieces(entries)))
     job.format.end(job.work)
 
 
 def _pieces(view: View, held: list[Content], entry: Entry, chunk: tuple[int, ...] | None) -> Iterator[Piece]:
     """A target tensor's numbers, as `Target.chunk` says."""
-    part = held[0].pattern.part
+    tensor_slice = held[0].pattern.tensor_slice
     if chunk is not None:  # the parameter itself
         (content,) = held
         for bounds in view.boxes(content.path, content.pattern, chunk):
             yield Piece(content.pattern.begin(bounds, view.sizes), view.read(content.path, bounds))
-    elif part is not None and held[0].pattern.tensor_dims[0][0] == part.axis:  # one parameter after another
+    elif tensor_slice is not None and held[0].pattern.tensor_dims[0][0] == tensor_slice.axis:  # one parameter after another
         for content in held:
             yield from _rows(view, [content], entry)
     else:
@@ -330,7 +330,7 @@ def round_to(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return y
 
 
-def _ahead(pieces: Iterator[T]) -> Iterator[T]:
+def _prefetch(pieces: Iterator[T]) -> Iterator[T]:
     """The same pieces, each made while the one before is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
@@ -341,7 +341,7 @@ def _ahead(pieces: Iterator[T]) -> Iterator[T]:
 
 
 def _take_along(job: Job) -> None:
-    """What is not weights: first of all, for what is wrong with it to be told at once."""
+    """Write all that is not weights; it comes first, so that anything wrong with it is told at once."""
     _write_config(job)
     source = job.source
     if not source.is_hugging_faces:
@@ -349,7 +349,7 @@ def _take_along(job: Job) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(job.work)
         return
-    for pattern in TRAVELS:
+    for pattern in SIDECAR_FILES:
         for file in source.path.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, job.work / file.name)
@@ -369,7 +369,7 @@ def _write_config(job: Job) -> None:
 
 
 def _check(job: Job) -> None:
-    """Raises CheckpointError unless what was written is what was read, to the bit, rounded as was asked."""
+    """Compare the target with the source. Raises CheckpointError unless they are equal to the bit, rounded as asked."""
     written = open_checkpoint(job.work)
     wrong = [f"{line} (architecture)" for line in differing_config(job.source, written)]
     wrong += [f"{one.parameter} ({one.verdict})" for one in compare(job.source, written, rounded=True) if not one.equal]
@@ -380,7 +380,7 @@ def _check(job: Job) -> None:
 
 
 def _publish(job: Job) -> None:
-    """The finished folder takes the target's place."""
+    """Put the finished folder in the target's place."""
     if _recorded(job).get("job") != job.identity():
         raise CheckpointError(f"{job.source.path} was changed while it was read: run again")
     _record(job, PUBLISHING)
@@ -394,7 +394,7 @@ def _publish(job: Job) -> None:
 
 
 def _clean(job: Job) -> None:
-    """What was there before the target, and what was beside it."""
+    """Remove the target's predecessor, and the conversion's own files beside the target."""
     if job.beside("old").exists():
         shutil.rmtree(job.beside("old"))
     for what in ("new", "json"):
@@ -410,6 +410,6 @@ def _flush(path: Path) -> None:
 
 
 def _source_files(path: Path) -> list[Path]:
-    """Weights, and what says how to read them."""
+    """Files of weights, and those that say how to read them."""
     kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json", f"{ORBAX}/**/*")
     return sorted({file for kind in kinds for file in path.glob(kind)}) if path.is_dir() else [path]

@@ -37,7 +37,7 @@ def owned(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def fill(out: np.ndarray, x: np.ndarray) -> None:
-    """Copies `x` into `out`, which is contiguous and of its shape, in the dtype of `out`."""
+    """Copy `x` into `out`, which is contiguous and of its shape, in the dtype of `out`."""
     if x.dtype == out.dtype:
         x, out = (a.view(f"u{a.dtype.itemsize}") for a in (x, out))  # ml_dtypes' own copies are slower than numpy's
     last, fast = x.ndim - 1, _fastest(x)
@@ -80,7 +80,7 @@ def _fastest(x: np.ndarray) -> int:
 
 
 def _transpose(x: np.ndarray, out: np.ndarray) -> None:
-    """Fills `out` [I, J], whose rows are contiguous, from `x` [I, J], whose columns are."""
+    """Fill `out` [I, J], whose rows are contiguous, from `x` [I, J], whose columns are."""
     rows, columns = x.shape
     buffer = np.empty((min(_WIDE, columns), min(_LONG, rows) + _STAGGER), out.dtype)
     for i in range(0, rows, _LONG):  # row by row of tiles: memory that is new is then touched in order

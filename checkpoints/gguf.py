@@ -53,7 +53,7 @@ class GGUFSource(Source):
                 raise CheckpointError(f"{path}: tensor {name} is {entry.type.name}; use a file of {known}")
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
-        """In its own dtype if it is a plain one, else float32."""
+        """The box in its own dtype if that is a plain one, else float32."""
         entry = self._entries[name]
         if entry.type in PLAIN:
             box = self._raw(entry).view(PLAIN[entry.type]).reshape(entry.shape)[slices]
@@ -64,7 +64,7 @@ class GGUFSource(Source):
         return self._data.get(entry.size)[entry.first : entry.first + entry.size]
 
     def _dequantised(self, entry: TensorEntry, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
-        """Only the blocks that the box touches: rows are exact, columns are rounded out to blocks and trimmed."""
+        """The box, read by the blocks that it touches: rows are exact, columns are rounded out to blocks and trimmed."""
         block, block_bytes = GGML_QUANT_SIZES[entry.type]
         first, last, _ = slices[-1].indices(entry.shape[-1])
         blocks = slice(first // block, -(-last // block))

@@ -58,7 +58,7 @@ def read_header(data: np.ndarray, path: Path) -> Header:
 
 
 class _Cursor:
-    """Reads values one after the other."""
+    """Reader of values one after the other."""
 
     def __init__(self, data: memoryview):
         self.data = data
@@ -79,7 +79,7 @@ class _Cursor:
         return str(text, "utf-8")
 
     def count(self, most: int) -> int:
-        """How many things follow."""
+        """The number of items that follow. Raises ValueError where it exceeds `most`."""
         count = self.scalar("<Q")
         if count > most:
             raise ValueError(f"a count of {count}")
@@ -132,7 +132,7 @@ def _parse(cursor: _Cursor, size: int, path: Path) -> Header:
 
 
 def _new(name: str, known: Mapping[str, Any]) -> str:
-    """Of two of a name readers would take whichever they like."""
+    """The name, if it is new. Raises ValueError: of two of a name, readers take whichever they like."""
     if name in known:
         raise ValueError(f"{name} is there twice")
     return name

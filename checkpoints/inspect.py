@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what padding it to some devices adds; no weight is read."""
+"""The contents of a checkpoint, and the padding that some number of devices adds; no weight is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def padding(checkpoint: Checkpoint, devices: int) -> dict[str, tuple[int, int]]:
-    """What a `tensor` layout over so many devices pads: name -> (size, padded size), of those that change."""
+    """The sizes that a `tensor` layout over so many devices pads: name -> (size, padded size)."""
     config = checkpoint.config
     heads = pad_heads(config.num_heads, config.num_kv_heads, devices)
     sizes = {

@@ -19,14 +19,14 @@ import numpy as np
 
 from checkpoints.copying import owned
 from checkpoints.errors import CheckpointError, listed
-from checkpoints.names import Filling, Rules, axis_sizes
+from checkpoints.names import Rules, TensorMapping, axis_sizes
 from checkpoints.parameters import Parameter, names_of_parameters, parameters
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 from sharding.layout import Layout
 from sharding.padding import PAD
 
-__all__ = ["Progress", "load", "names_of_parameters", "plan", "random_leaves"]
+__all__ = ["Progress", "load", "match_tensors", "names_of_parameters", "random_leaves"]
 
 Progress = Callable[[int, int], None]
 """Called with (parameters loaded, parameters in all), numbers counted, from one thread at a time."""
@@ -36,11 +36,11 @@ _COMPARED = 1 << 22  # numbers compared at a time
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one parameter is made from what fills it."""
+class ParameterSpec:
+    """One parameter, and the tensors it is loaded from."""
 
     parameter: Parameter
-    filling: Filling
+    mapping: TensorMapping
     sizes: dict[str, int]
     source: Source
 
@@ -52,7 +52,7 @@ class Recipe:
         if not all(len(positions) for positions in real):
             return np.zeros(shape, dtype)
         bounds, ranges = {}, []
-        pattern = self.filling.pattern
+        pattern = self.mapping.pattern
         ranged = [*pattern.leading(), pattern.stacked]
         for (axis, *inner), positions, whole in zip(pattern.param_dims, real, self.parameter.source_shape, strict=True):
             step = math.prod(self.sizes[name] for name in inner)
@@ -62,7 +62,7 @@ class Recipe:
                 ranges.append((bounds[axis][0] * step, bounds[axis][1] * step))
             else:
                 ranges.append((0, whole))
-        part = self.filling.read(self.source, bounds, self.sizes)
+        part = self.mapping.read(self.source, bounds, self.sizes)
         for dim, (first, last) in enumerate(ranges):
             part = _select(part, dim, wanted[dim], first, last)
         return owned(part, dtype)
@@ -88,16 +88,16 @@ def load(
 
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen, before any weight is read.
     """
-    recipes = plan(source, rules, config, layout, dtype)
-    meter = _Meter(progress, sum(int(np.prod(recipe.parameter.shape)) for recipe in recipes))
+    specs = match_tensors(source, rules, config, layout, dtype)
+    meter = _Meter(progress, sum(int(np.prod(spec.parameter.shape)) for spec in specs))
 
-    def build(recipe: Recipe) -> jax.Array:
-        array = _build(recipe, np.dtype(jnp.dtype(dtype)))
+    def build(spec: ParameterSpec) -> jax.Array:
+        array = _build(spec, np.dtype(jnp.dtype(dtype)))
         meter.add(array.size)
         return array
 
     with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(build, recipes))
+        return list(pool.map(build, specs))
 
 
 class _Meter:
@@ -115,31 +115,34 @@ class _Meter:
             self.progress(self.done, self.total)
 
 
-def _build(recipe: Recipe, dtype: np.dtype) -> jax.Array:
+def _build(spec: ParameterSpec, dtype: np.dtype) -> jax.Array:
     shards: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
-    shape = recipe.parameter.shape
+    shape = spec.parameter.shape
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None, "parameters are numeric arrays"
         key = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
         if key not in shards:
-            shards[key] = recipe.shard(index, dtype)
+            shards[key] = spec.shard(index, dtype)
         return shards[key]
 
-    return jax.make_array_from_callback(shape, recipe.parameter.sharding, shard)
+    return jax.make_array_from_callback(shape, spec.parameter.sharding, shard)
 
 
-def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[Recipe]:
-    """Match every parameter with its tensor and every tensor with its parameter, and check the shapes."""
+def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[ParameterSpec]:
+    """Match every parameter with its tensors and every tensor with its parameters, and check the shapes.
+
+    Raises CheckpointError naming the tensors that are missing, superfluous or misshapen; no weight but a tied head is read.
+    """
     by_param = rules.by_parameter(config)
     sizes = axis_sizes(config)
-    recipes = [Recipe(p, by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
-    used = dict.fromkeys(tensor for recipe in recipes for tensor in recipe.filling.tensors)
+    specs = [ParameterSpec(p, by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
+    used = dict.fromkeys(tensor for spec in specs for tensor in spec.mapping.tensors)
     if missing := [tensor for tensor in used if tensor not in source.tensors]:
         raise CheckpointError(
             f"{source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete, or correct its config"
         )
-    _check_shapes(recipes)
+    _check_shapes(specs)
     extra = {name for name in source.tensors if name not in used and not rules.is_ignored(name)}
     if config.tied_head:
         require_tied_head(source, rules, config)
@@ -148,22 +151,22 @@ def plan(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtyp
         raise CheckpointError(
             f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; correct the config"
         )
-    return recipes
+    return specs
 
 
-def _check_shapes(recipes: list[Recipe]) -> None:
+def _check_shapes(specs: list[ParameterSpec]) -> None:
     wrong: dict[str, None] = {}
-    for recipe in recipes:
-        pattern = recipe.filling.pattern
-        assert pattern.param_shape(recipe.sizes) == recipe.parameter.source_shape, recipe.parameter.path
-        expected = pattern.tensor_shape(recipe.sizes)
-        for tensor in recipe.filling.tensors:
-            recipe.source.require_usable(tensor)
-            if (found := recipe.source.tensors[tensor].shape) != expected:
+    for spec in specs:
+        pattern = spec.mapping.pattern
+        assert pattern.param_shape(spec.sizes) == spec.parameter.source_shape, spec.parameter.path
+        expected = pattern.tensor_shape(spec.sizes)
+        for tensor in spec.mapping.tensors:
+            spec.source.require_usable(tensor)
+            if (found := spec.source.tensors[tensor].shape) != expected:
                 wrong[f"{tensor} is {found}, not {expected}"] = None  # once, though it fills several
     if wrong:
         raise CheckpointError(
-            f"{recipes[0].source.where}: shapes that its config does not give: {listed([*wrong])}; correct the config"
+            f"{specs[0].source.where}: shapes that its config does not give: {listed([*wrong])}; correct the config"
         )
 
 
@@ -205,7 +208,7 @@ def _is_norm(parameter: Parameter) -> bool:
 
 
 def _maker(parameter: Parameter, dtype: str, offset: float) -> Callable[[jax.Array], jax.Array]:
-    """`offset`: what the model adds to the scales of norms."""
+    """A jitted function: random key -> the parameter. `offset`: added by the model to the scales of norms."""
 
     def make(key: jax.Array) -> jax.Array:
         if _is_norm(parameter):

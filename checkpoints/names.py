@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from checkpoints.copying import empty, fill
-from checkpoints.pattern import Bounds, Part, Pattern
+from checkpoints.pattern import Bounds, Pattern, TensorSlice
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 
 
-class Filling(NamedTuple):
-    """What fills one parameter: a tensor, or a stack of them, one for each expert."""
+class TensorMapping(NamedTuple):
+    """The tensors of one parameter: a single one, or a stack of them, one for each expert."""
 
     tensors: tuple[str, ...]
     pattern: Pattern
@@ -43,7 +43,7 @@ class Rule:
 
     Attributes:
       tensor: the tensor's name in the checkpoint, `{i}` for the layer, `{e}` for the expert.
-      pattern: how its dimensions become the parameter's, over the axes of `axis_sizes`.
+      pattern: the rearrangement of its dimensions into the parameter's, over the axes of `axis_sizes`.
       param: the parameter's path in the decoder, `{i}` for the layer.
     """
 
@@ -52,8 +52,8 @@ class Rule:
     param: str
 
     @classmethod
-    def of(cls, tensor: str, pattern: str, param: str, part: Part | None = None) -> Rule:
-        return cls(tensor, Pattern(pattern, part, "e" if "{e}" in tensor else None), param)
+    def of(cls, tensor: str, pattern: str, param: str, tensor_slice: TensorSlice | None = None) -> Rule:
+        return cls(tensor, Pattern(pattern, tensor_slice, "e" if "{e}" in tensor else None), param)
 
     def expand(self, num_layers: int, num_experts: int = 0) -> list[tuple[tuple[str, ...], str]]:
         """(tensors, parameter) of every layer, or the one pair of a rule outside the layers."""
@@ -68,15 +68,15 @@ class Rules:
 
     Attributes:
       ignored: regular expressions of tensors that hold no weights.
-      renamed: regular expressions of names that some files have, and what the table has instead.
+      renamed: regular expressions of names that some files have, and the table's names for them.
     """
 
     table: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
 
-    def by_parameter(self, config: ModelConfig) -> dict[str, Filling]:
-        """Path of each parameter -> what fills it; layer by layer, between what comes before and after."""
+    def by_parameter(self, config: ModelConfig) -> dict[str, TensorMapping]:
+        """Path of each parameter -> its tensors and pattern; layer by layer, between what comes before and after."""
         layers, experts = config.num_layers, config.experts.count if config.experts else 0
         layered = [i for i, rule in enumerate(self.table) if "{i}" in rule.tensor]
         order = sorted(
@@ -84,7 +84,7 @@ class Rules:
             for i, rule in enumerate(self.table)
             for layer, (tensors, param) in enumerate(rule.expand(layers, experts))
         )
-        return {param: Filling(tensors, self.table[i].pattern) for _, i, tensors, param in order if tensors}
+        return {param: TensorMapping(tensors, self.table[i].pattern) for _, i, tensors, param in order if tensors}
 
     def of_parameters(self) -> Rules:
         """The rules of a format that holds the same parameters as the decoder does, under their own paths."""
@@ -96,7 +96,7 @@ class Rules:
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
-    """What the letters of a family's patterns stand for, before padding.
+    """Sizes that the letters of a family's patterns stand for, before padding.
 
     n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary, w embedding, l learned
     positions, e experts, m the ffn of each, s of the one they share; where they are stored together: a all heads, t queries, keys

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: the decoder's parameters, unpadded, each an array that any mesh reads its own part of.
+"""Orbax checkpoints: the decoder's parameters, unpadded, each an array that any mesh reads its own shard of.
 
 In the folder `params` beside config.json; `orbax.checkpoint.StandardCheckpointer().restore` opens it too. Whatever Orbax writes
 is read: Zarr 2 and 3, an OCDBT database or folders.
@@ -59,7 +59,7 @@ class OrbaxSource(Source):
             raise CheckpointError(f"{path}: its arrays would have {size} bytes, and its files have {stored}; convert it again")
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
-        """In its own dtype. Whole chunks are read, and counted."""
+        """The box in its own dtype. Whole chunks are read, and counted."""
         array = self._arrays[name]
         ranges = [range(size)[part] for size, part in zip(array.shape, slices, strict=True)]
         box = empty(tuple(map(len, ranges)), array.dtype.numpy_dtype)
@@ -77,7 +77,7 @@ class OrbaxSource(Source):
 
 
 def _names(metadata: dict[str, Any]) -> list[str]:
-    """Of the arrays, as Orbax joins their keys. Orbax itself would open them all to tell."""
+    """Names of the arrays, as Orbax joins their keys. Orbax itself would open them all to tell."""
     leaves = metadata["tree_metadata"].values()
     arrays = [leaf["key_metadata"] for leaf in leaves if leaf["value_metadata"]["value_type"] != "None"]
     return [".".join(str(key["key"]) for key in keys) for keys in arrays]

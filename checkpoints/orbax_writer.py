@@ -69,7 +69,7 @@ class OrbaxArrays(Target):
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Orbax warns that there is no OCDBT database, after it was told to make none."""
+    """Silence absl's warnings: Orbax warns that there is no OCDBT database, after it was told to make none."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -80,14 +80,14 @@ def _no_warnings() -> Iterator[None]:
 
 
 class _Empty:
-    """Stands for an array in the tree that Orbax saves."""
+    """A stand-in for an array in the tree that Orbax saves."""
 
     def __init__(self, entry: Entry):
         self.entry = entry
 
 
 class _Maker(type_handlers.TypeHandler):
-    """Makes the arrays and writes nothing into them."""
+    """A handler that makes the arrays and writes nothing into them."""
 
     def typestr(self) -> str:
         return "np.ndarray"

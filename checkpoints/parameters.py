@@ -21,11 +21,11 @@ class Parameter:
     """One leaf of the decoder.
 
     Attributes:
-      path: where it is in the module, `blocks.3.attention.query`.
-      shape: padded.
+      path: its path in the module, `blocks.3.attention.query`.
+      shape: the padded shape.
       axes: a logical axis name, or None, for each dimension.
       indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.
-      sharding: how it rests on the devices.
+      sharding: its sharding as it is stored on the devices.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Parameter:
 
     @cached_property
     def source_shape(self) -> tuple[int, ...]:
-        """Without padding and copies: what the checkpoint holds."""
+        """The shape in the checkpoint, without padding and copies."""
         pairs = zip(self.shape, self.indices, strict=True)
         return tuple(size if index is None else int(index.max()) + 1 for size, index in pairs)
 
@@ -58,19 +58,19 @@ def names_of_parameters(config: ModelConfig) -> list[str]:
 
 def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]:
     """Logical axis -> the source index at each padded position, or PAD."""
-    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
+    heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
     sizes = {"ffn": config.intermediate_size, "vocab": config.vocab_size}
     if config.experts is not None:
         sizes |= {"expert_ffn": config.experts.size, "shared_ffn": config.experts.shared_size}
     return {
         "heads": _of_heads(heads.query_index, config.head_dim),
         "kv_heads": _of_heads(heads.kv_index, config.head_dim),
-        **{axis: np.array(pad_tail(size, layout.parts)) for axis, size in sizes.items()},
+        **{axis: np.array(pad_tail(size, layout.divisor)) for axis, size in sizes.items()},
     }
 
 
 def _of_heads(index: tuple[int, ...], head_dim: int) -> np.ndarray:
-    """Of heads -> of the numbers they have."""
+    """Indices of heads -> indices of their numbers."""
     heads = np.array(index)[:, None]
     return np.where(heads == PAD, PAD, heads * head_dim + np.arange(head_dim)).reshape(-1)
 

@@ -1,4 +1,4 @@
-"""How the numbers of a checkpoint's tensor become a parameter's: axes split, merged, permuted, and back.
+"""Rearrangements of a checkpoint's tensor into a parameter and back: axes split, merged, permuted.
 
 A slice of a parameter is a slice of a tensor (loading touches only the bytes it needs), and a whole parameter is a tensor again
 (export).
@@ -24,11 +24,11 @@ _SIDE = re.compile(r"(?:\(\s*\w+(?:\s+\w+)*\s*\)|\w+)(?:\s+(?:\(\s*\w+(?:\s+\w+)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Those positions of an axis of a tensor that one parameter has, of a tensor that fills several.
+class TensorSlice:
+    """The positions along one axis of a tensor that belong to one of the several parameters it fills.
 
     Attributes:
-      axis: of the tensor.
+      axis: the axis of the tensor.
       skip: so many positions come before, or as many as these axes have.
       size: the parameter's axis that they are; None: it is one position, and no axis of the parameter.
     """
@@ -38,6 +38,7 @@ class Part:
     size: str | None = None
 
     def first(self, sizes: Mapping[str, int]) -> int:
+        """Index of its first position along the axis."""
         return self.skip if isinstance(self.skip, int) else sum(sizes[axis] for axis in self.skip)
 
 
@@ -46,19 +47,19 @@ class Pattern:
     """An invertible rearrangement such as `(n h) d -> d (n h)`: the tensor's dimensions, then the parameter's.
 
     Attributes:
-      part: what the parameter has of the tensor; None: all of it.
+      tensor_slice: the positions of the tensor that are the parameter's; None: all.
       stacked: an axis of the parameter of which the tensor is one position.
 
     Raises ValueError when the text is not of that form, or when the two sides do not name the same axes once each.
     """
 
     text: str
-    part: Part | None = None
+    tensor_slice: TensorSlice | None = None
     stacked: str | None = None
 
     def __post_init__(self) -> None:
         left, right = self._atoms, _atoms(self.param_dims)
-        only = {self.stacked, self.part.axis if self.part and not self.part.size else None}
+        only = {self.stacked, self.tensor_slice.axis if self.tensor_slice and not self.tensor_slice.size else None}
         if len(set(left)) != len(left) or sorted({*left} - only) != sorted({*right} - only) or len(set(right)) != len(right):
             raise ValueError(f"pattern {self.text!r} must name the same axes once on each side")
 
@@ -76,7 +77,7 @@ class Pattern:
         return [self._own(axis) for axis in _atoms(self.tensor_dims)]
 
     def _own(self, axis: str) -> str:
-        return (self.part.size or axis) if self.part and axis == self.part.axis else axis
+        return (self.tensor_slice.size or axis) if self.tensor_slice and axis == self.tensor_slice.axis else axis
 
     def _side(self, which: int) -> tuple[Group, ...]:
         sides = [side.strip() for side in self.text.split("->")]
@@ -96,7 +97,7 @@ class Pattern:
 
     def leading(self) -> list[str]:
         """The parameter's axes of which a range is a range of one of the tensor's dimensions."""
-        single = self.part.axis if self.part and not self.part.size else None
+        single = self.tensor_slice.axis if self.tensor_slice and not self.tensor_slice.size else None
         groups = [[axis for axis in group if axis != single] if group[0] == single else list(group) for group in self.tensor_dims]
         return [self._own(group[0]) for group in groups if group]
 
@@ -119,10 +120,11 @@ class Pattern:
 
     def _range(self, axis: str, bounds: Bounds, sizes: Mapping[str, int]) -> tuple[int, int]:
         """Which positions of an axis of the tensor are wanted."""
-        if self.part is None or axis != self.part.axis:
+        own = self.tensor_slice
+        if own is None or axis != own.axis:
             return bounds.get(axis, (0, sizes[axis]))
-        first = self.part.first(sizes)
-        low, high = (0, 1) if self.part.size is None else bounds.get(self.part.size, (0, sizes[self.part.size]))
+        first = own.first(sizes)
+        low, high = (0, 1) if own.size is None else bounds.get(own.size, (0, sizes[own.size]))
         return first + low, first + high
 
     def split(self, param: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
@@ -132,10 +134,10 @@ class Pattern:
         return _ordered(param.reshape([one.get(axis, sizes[axis]) for axis in order]), order, [(axis,) for axis in self._atoms])
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """What `split` made of all the parameters that a tensor fills -> the tensor, or a part of it."""
+        """The tensor, or a part of it, from the outputs of `split` for all the parameters that it fills."""
         together = parts[0]
-        if self.part is not None:
-            together = np.concatenate(parts, axis=_atoms(self.tensor_dims).index(self.part.axis))
+        if self.tensor_slice is not None:
+            together = np.concatenate(parts, axis=_atoms(self.tensor_dims).index(self.tensor_slice.axis))
         lengths = iter(together.shape)
         return _merged(together, [math.prod(next(lengths) for _ in group) for group in self.tensor_dims])
 

@@ -15,7 +15,7 @@ class RenamedSource(Source):
     """`source` with the names that `rules` know."""
 
     def __init__(self, source: Source, names: dict[str, str]):
-        """`names`: of `source` by those that are shown."""
+        """`names`: name shown -> name in `source`."""
         super().__init__(Path(source.where))
         self.version, self._source, self._names = source.version, source, names
         self.tensors = {new: source.tensors[old] for new, old in names.items()}

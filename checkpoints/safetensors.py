@@ -62,7 +62,7 @@ class SafetensorsSource(Source):
             self.tensors[name], self._places[name] = info, _Place(data, first)
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
-        """In its own dtype, a view of the file."""
+        """The box in its own dtype, a view of the file."""
         info, (data, first) = self.tensors[name], self._places[name]
         nbytes = box_bytes(info, slices)
         try:
@@ -95,7 +95,7 @@ def read_header(file: Path) -> dict[str, tuple[TensorInfo, int]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are there once: of two, readers take whichever they like."""
+    """A JSON object whose names occur once. Raises ValueError: of two, readers take whichever they like."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

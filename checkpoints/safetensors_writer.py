@@ -49,7 +49,7 @@ def split(entries: Iterable[Entry], most: int) -> dict[str, list[Entry]]:
 
 
 def header(entries: list[Entry]) -> bytes:
-    """What a file of these tensors begins with."""
+    """The header with which a file of these tensors begins."""
     values: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for entry in entries:
@@ -83,7 +83,7 @@ def is_whole(path: Path, entries: list[Entry]) -> bool:
 
 
 def write_index(folder: Path, files: dict[str, list[Entry]]) -> None:
-    """Which file holds which tensor, where there are several."""
+    """Write the index of which file holds which tensor, where there are several files."""
     if list(files) == [SINGLE]:
         return
     total = sum(entry.nbytes for entries in files.values() for entry in entries)

@@ -1,4 +1,4 @@
-"""What a file format offers to the loader."""
+"""The interface of file formats to the loader."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Source:
     Attributes:
       where: the file or folder, for messages.
       tensors: every tensor there is.
-      unusable: of those that hold no numbers that can be read, why not; they may be of no use to the model.
-      version: tells its weights from others that the same files say of; empty where the files hold them.
+      unusable: tensor -> the reason why its numbers cannot be read; the model may have no use for it.
+      version: identifies weights that the files do not hold; empty where they hold them.
       bytes_read: bytes of tensor data read from the files so far.
     """
 
@@ -112,11 +112,11 @@ class Mapped(Generic[T]):
         mappings.add(self)
 
     def get(self, nbytes: int = 0) -> T:
-        """The mapping, to read so many bytes from."""
+        """The mapping, from which so many bytes will be read."""
         return self._mappings.get(self, nbytes)
 
 
 def box_bytes(info: TensorInfo, slices: tuple[slice, ...]) -> int:
-    """Of a box of a tensor, whose numbers have whole bytes."""
+    """Bytes of a box of a tensor, whose numbers have whole bytes."""
     lengths = [len(range(size)[part]) for size, part in zip(info.shape, slices, strict=True)]
     return info.nbytes // max(math.prod(info.shape), 1) * math.prod(lengths)

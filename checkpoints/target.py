@@ -1,4 +1,4 @@
-"""What a file format offers to the conversion."""
+"""The interface of file formats to the conversion."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Target:
         return None
 
     def begin(self, folder: Path) -> None:
-        """Before anything is written to the folder, or after an interruption."""
+        """Called before anything is written to the folder, or after an interruption."""
 
     def is_whole(self, folder: Path, name: str) -> bool:
         """Whether `write` has finished this group."""
         raise NotImplementedError
 
     def write(self, folder: Path, name: str, pieces: Iterator[Piece]) -> None:
-        """`pieces` are the numbers of one tensor after the other."""
+        """Write a group; `pieces` are the numbers of one tensor after the other."""
         raise NotImplementedError
 
     def end(self, folder: Path) -> None:
-        """After all groups."""
+        """Called after all groups."""

@@ -1,7 +1,8 @@
-"""What PyTorch may unpickle: judged before torch does it, for its own loader of weights alone lets more through.
+"""A check of pickles before PyTorch reads them, for its own loader of weights alone lets more through.
 
-It runs no code, yet a file of a few hundred bytes can have it fill the memory (`bytearray(1 << 40)`), hash a tuple of tuples for
-years or overflow the stack. A dictionary of plain tensors needs few operations, and these are read here without being done.
+That loader runs no code, yet a file of a few hundred bytes can have it fill the memory (`bytearray(1 << 40)`), hash a tuple of
+tuples for years or overflow the stack. A dictionary of plain tensors needs few operations, and these are read here without
+being done.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_pickle(data: bytes) -> None:
-    """Follows the stack, on which there is only how many values each value would be hashed by."""
+    """Follow the stack, on which there is only how many values each value would be hashed by."""
     stack: list[int] = []
     marks: list[list[int]] = []
     memo: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Two checkpoints of any two formats -> what differs, parameter by parameter.
+"""Two checkpoints of any two formats -> their differences, parameter by parameter.
 
 Tensors are compared as the parameters that they fill, unpadded: names and axis orders of the formats fall away. A parameter is
 read in slices of bounded size from both sides at once.
@@ -21,7 +21,7 @@ class Compared:
     """One parameter on both sides.
 
     Attributes:
-      tensors, dtypes: what each side fills it with, the first of a stack, and the format's own name of its dtype; None where it
+      tensors, dtypes: each side's tensor, the first of a stack, and the format's own name of its dtype; None where the side
         has none.
       equal: the same numbers to the last bit; numbers of different dtypes can be.
       largest: the largest difference of two numbers; None where shapes or one side is missing. NaN beside a number is infinite.
@@ -95,7 +95,7 @@ def _in_slices(path: str, a: View, b: View, rounded: bool) -> tuple[bool, float]
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> tuple[bool, float]:
-    """Are these the same bits, or in different dtypes the same numbers; and the largest difference of two."""
+    """Whether these are the same bits, or in different dtypes the same numbers; and the largest difference of two."""
     same_dtype = x.dtype == y.dtype
     if same_dtype and np.array_equal(x.view(f"u{x.dtype.itemsize}"), y.view(f"u{y.dtype.itemsize}")):
         return True, 0.0

@@ -17,33 +17,33 @@ SLICE = 1 << 24  # numbers read at a time
 
 
 class View:
-    """Reads parameters by path.
+    """A reader of parameters by path.
 
     Attributes:
-      by_param: path -> what fills it, of those whose tensors are all there. A tied head is not among them.
+      by_param: path -> its tensors, for parameters whose tensors are all there. A tied head is not among them.
       extra: tensors that fill no parameter.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.source, self.sizes = checkpoint.source, axis_sizes(checkpoint.config)
         tensors, rules = self.source.tensors, checkpoint.rules
-        fillings = rules.by_parameter(checkpoint.config)
-        self.by_param = {path: filling for path, filling in fillings.items() if all(name in tensors for name in filling.tensors)}
-        used = {tensor for filling in self.by_param.values() for tensor in filling.tensors}
+        mappings = rules.by_parameter(checkpoint.config)
+        self.by_param = {path: mapping for path, mapping in mappings.items() if all(name in tensors for name in mapping.tensors)}
+        used = {tensor for mapping in self.by_param.values() for tensor in mapping.tensors}
         self.extra = sorted(name for name in tensors if name not in used and not rules.is_ignored(name))
         if checkpoint.config.tied_head:
             self.by_param.pop("head", None)  # where it is there it is the embedding again: the loader holds it to that
 
     def info(self, path: str) -> TensorInfo:
-        """Of the tensor that fills a parameter, or the first of them."""
+        """Information on the tensor that fills a parameter, or on the first of them."""
         return self.source.tensors[self.by_param[path].tensors[0]]
 
     def dtypes(self, path: str) -> set[str]:
-        """Of all that fill it."""
+        """Dtypes of all tensors that fill a parameter, by the format's own names."""
         return {self.source.tensors[tensor].dtype for tensor in self.by_param[path].tensors}
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """Of the parameter. Raises CheckpointError where its tensor is not of the shape that the config gives."""
+        """The parameter's shape. Raises CheckpointError where its tensor is not of the shape that the config gives."""
         tensors, pattern = self.by_param[path]
         expected = pattern.tensor_shape(self.sizes)
         for tensor in tensors:

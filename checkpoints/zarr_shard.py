@@ -29,7 +29,7 @@ _PLACE = 16  # bytes for a chunk in the index: two integers
 
 @dataclass(frozen=True)
 class Shard:
-    """How an array lies in its file."""
+    """The layout of an array in its file."""
 
     entry: Entry
 
@@ -63,16 +63,16 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Of the file."""
+        """Bytes of the file."""
         return math.prod(self.counts) * (self.chunk_bytes + _PLACE)
 
     @property
     def name(self) -> str:
-        """Of the file in the array's folder: Zarr's key of the first shard, here the only one."""
+        """Name of the file in the array's folder: Zarr's key of the first shard, here the only one."""
         return "/".join(["c", *"0" * len(self.counts)])
 
     def metadata(self) -> dict[str, Any]:
-        """What zarr.json says of it."""
+        """The array's metadata for zarr.json."""
         codec = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {"chunk_shape": self.chunk, "codecs": [codec], "index_codecs": [codec], "index_location": "end"}
         whole = [count * step for count, step in zip(self.counts, self.chunk, strict=True)]
@@ -84,7 +84,7 @@ class Shard:
         }
 
     def write(self, path: Path, pieces: Iterator[Piece]) -> None:
-        """`pieces` are multiples of a chunk, but at the array's edges. Raises OSError."""
+        """Write the file. `pieces` are multiples of a chunk, but at the array's edges. Raises OSError."""
         written = 0
         with open(path, "wb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for piece in pieces:

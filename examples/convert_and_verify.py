@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.hub import resolve
 from checkpoints.verify import compare
 
@@ -17,7 +17,7 @@ model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
 target = Path(sys.argv[2] if len(sys.argv) > 2 else f"{Path(model).name}-orbax")
 
 source = open_checkpoint(resolve(model))  # no weight is read yet
-job = plan(source, target, to="orbax")
+job = prepare(source, target, to="orbax")
 print(f"{source.path} -> {job.target}: {source.config.num_params:,} parameters, {job.nbytes:,} bytes")
 convert(job)  # whole or absent: a run that was stopped goes on where it was
 

@@ -19,7 +19,7 @@ import jax
 
 from checkpoints.arrays import of_arrays
 from checkpoints.checkpoint import open_checkpoint, open_tokenizer
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
 from jaxllm.buckets import row_length
@@ -250,7 +250,7 @@ class LLM:
             encoded = iter(self.pair_encoder.pairs(texts) if texts else ())  # type: ignore[arg-type]
         pairs = [next(encoded) if isinstance(pair[0], str) else pair for pair in flat]
         fitting = fit(pairs, of_pairs, self.max_score_len, self.config.vocab_size, truncate)  # type: ignore[arg-type]
-        return self.scorer.plan(fitting, of_pairs)
+        return self.scorer.pack(fitting, of_pairs)
 
     @cached_property
     def pair_encoder(self) -> PairEncoder:
@@ -316,7 +316,7 @@ class LLM:
         Raises CheckpointError.
         """
         live = of_arrays(self.checkpoint, self._params.result(), self.plan.layout, self.plan.dtype)
-        convert(plan(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
+        convert(prepare(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
 
     @property
     def compiled(self) -> int:

@@ -20,7 +20,7 @@ PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
 
 def keep_quiet() -> None:
-    """Do without those lines in this process; of use before jax is imported."""
+    """Leave those lines out in this process; of use before jax is imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' data sheets: the ceilings of a roofline; stand-ins for those that are not here."""
+"""Rates of accelerators by their makers' data sheets, the ceilings of a roofline; stand-ins for devices that are not here."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Hardware:
 
     Attributes:
       name: as a target is called, `H100`.
-      kind: what jax's `device_kind` says of it, as a regular expression.
-      memory: bytes, as the driver reports them; TPUs: what a program can have.
-      flops: a second, of 16-bit products added in float32.
-      float32_flops: a second, of float32 products that are not rounded to TF32.
+      kind: regular expression for jax's `device_kind`.
+      memory: bytes, as the driver reports them; TPUs: those a program can have.
+      flops: FLOPs a second of 16-bit products added in float32.
+      float32_flops: FLOPs a second of float32 products that are not rounded to TF32.
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second to the other devices of the machine.
       hop: seconds that a collective takes at least.
       capability: NVIDIA's compute capability; None of others.
       curve: where measured, (rows, seconds that a product with so many takes for each number of its matrix), rows increasing.
       cache_rate: where measured, bytes a second of the cache that attention of single tokens goes through.
-      gather_rate: where measured, bytes a second that a device gets of the others' parts of an array.
+      gather_rate: where measured, bytes a second that a device gets of the others' shards of an array.
       launch: seconds that an operation takes at least.
     """
 
@@ -49,7 +49,7 @@ class Hardware:
 
     @property
     def platform(self) -> str:
-        """jax's: "gpu" or "tpu"."""
+        """jax's name of the platform, "gpu" or "tpu"."""
         return "gpu" if self.capability else "tpu"
 
 
@@ -76,7 +76,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class AbsentDevice:
-    """Stands in a `Mesh` for a device that is not here: enough of a `jax.Device` to plan with, not to compile or to run."""
+    """A stand-in in a `Mesh` for a device that is not here: enough of a `jax.Device` to plan with, not to compile or to run."""
 
     id: int
     hardware: Hardware
@@ -95,19 +95,19 @@ class AbsentDevice:
         return self.hardware.capability
 
     def memory_stats(self) -> dict[str, int]:
-        """As of a device that holds nothing yet."""
+        """Memory statistics of a device that holds nothing yet."""
         return {"bytes_limit": self.hardware.memory, "bytes_in_use": 0}
 
 
 def hardware(device: jax.Device | AbsentDevice) -> Hardware | None:
-    """Rates of a device that is known here."""
+    """Rates of a device; None of one that is not known here."""
     if isinstance(device, AbsentDevice):
         return device.hardware
     return next((known for known in KNOWN if re.search(known.kind, device.device_kind)), None)
 
 
 def named(name: str) -> Hardware:
-    """By its name, however spelt: `H100`, `rtx4090`, `v6e`; of several kinds, such as of `A100`, the first.
+    """The hardware of a name, however spelt: `H100`, `rtx4090`, `v6e`; of several kinds, such as of `A100`, the first.
 
     Raises ValueError that lists those there are.
     """
@@ -125,7 +125,7 @@ def _plain(name: str) -> str:
 
 
 def absent_devices(target: str) -> list[AbsentDevice]:
-    """`4xH100`, or `H100` for one -> devices of one machine. Raises ValueError for what is no such target."""
+    """`4xH100`, or `H100` for one -> stand-ins for the devices of one machine. Raises ValueError for what is no such target."""
     match = re.fullmatch(r"(?:(\d+)\s*[xX*])?\s*(.+)", target.strip())
     count = int(match[1] or 1) if match else 0
     if match is None or not 1 <= count <= MOST:

@@ -1,6 +1,6 @@
-"""What a compiled program does: its collectives, the big arrays it copies, the buffers it updates in place.
+"""Collectives of a compiled program, the big arrays it copies, the buffers it updates in place.
 
-A compiled jax program goes in, or its text; a `Program` comes out. It is read from XLA's optimised HLO: sizes are what
+A compiled jax program goes in, or its text; a `HloProgram` comes out. It is read from XLA's optimised HLO: sizes are what
 one device holds, and of a fusion only the result reaches memory. Collectives and copies come as one instruction or as a
 pair, `all-reduce-start` and `all-reduce-done`; a pair counts once, at its start.
 """
@@ -86,7 +86,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Program:
+class HloProgram:
     """An optimised HLO module, and the memory it needs where that is known."""
 
     module: Module
@@ -102,13 +102,13 @@ class Program:
         ]
 
     def count(self, kind: str) -> int:
-        """How many collectives of a kind; one in a loop is one. Raises ValueError for a kind that XLA does not have."""
+        """Number of collectives of a kind; one in a loop is one. Raises ValueError for a kind that XLA does not have."""
         if kind not in COLLECTIVES:
             raise ValueError(f"unknown collective {kind!r}; there are {', '.join(COLLECTIVES)}")
         return sum(collective.kind == kind for collective in self.collectives)
 
     def overlaps(self, kind: str) -> list[Overlap]:
-        """What hides each collective of a kind in the entry computation.
+        """The work that hides each collective of a kind in the entry computation.
 
         The text of a compiled program is in the order of its schedule.
         """
@@ -162,7 +162,7 @@ class Program:
                 yield from self._executed(callee, in_loop or i.opcode == "while", fused or i.opcode == "fusion")
 
     def _copied(self, i: Instruction, computation: Computation) -> tuple[Array, ...]:
-        """Those results of an instruction that are copies."""
+        """The results of an instruction that are copies."""
         if i.opcode == "copy-start":  # (the copy, its source, a context)
             copy, source, *_ = i.results
             return () if FAST in (copy.space, source.space) else (copy,)
@@ -174,11 +174,11 @@ class Program:
         return tuple(array for output in outputs if _only_copies(output, body) for array in output.results)
 
 
-def analyse(compiled: Compiled | str) -> Program:
+def analyse(compiled: Compiled | str) -> HloProgram:
     """Read a compiled program, or its text. Raises ValueError for text that is no HLO module."""
     if isinstance(compiled, str):
-        return Program(parse(compiled), memory=None)
-    return Program(parse(compiled.as_text() or ""), _memory(compiled))
+        return HloProgram(parse(compiled), memory=None)
+    return HloProgram(parse(compiled.as_text() or ""), _memory(compiled))
 
 
 def _memory(compiled: Compiled) -> Memory | None:
@@ -206,12 +206,12 @@ def _collective(i: Instruction, computation: Computation, where: str, in_loop: b
 
 
 def _is_copy(i: Instruction, computation: Computation) -> bool:
-    """A scalar that fills an array is not a copy of an array."""
+    """Whether the instruction copies an array; a scalar that fills one is no copy."""
     return i.opcode in COPIES and any(array.shape for array in computation[i.operands[0]].results)
 
 
 def _only_copies(i: Instruction, body: Computation) -> bool:
-    """Is `i`, in a fusion, made of the fusion's parameters by copies alone, and by one at least?
+    """Whether `i`, in a fusion, is made of the fusion's parameters by copies alone, and by one at least.
 
     A concatenation has several sources. The other copies have one; further operands are indices, or what they pad with.
     """

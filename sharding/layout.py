@@ -51,30 +51,32 @@ class Layout:
 
     @property
     def data(self) -> int:
+        """Size of the mesh's data axis."""
         return int(self.mesh.shape["data"])
 
     @property
     def model(self) -> int:
+        """Size of the mesh's model axis."""
         return int(self.mesh.shape["model"])
 
     @property
     def platform(self) -> str:
-        """Of the devices: "cpu", "gpu" or "tpu"."""
+        """Platform of the devices, "cpu", "gpu" or "tpu"."""
         return str(self.mesh.devices.flat[0].platform)
 
     @property
     def capability(self) -> float:
-        """The devices'; see the function of this name."""
+        """Compute capability of the devices; see the function of this name."""
         return capability(self.mesh.devices.flat[0])
 
     @property
     def gathers(self) -> bool:
-        """Whether weights are gathered before their use: not from a single part."""
+        """Whether weights are gathered before their use: not from a single data shard."""
         return self.gathered and self.data > 1
 
     @property
-    def parts(self) -> int:
-        """What heads, ffn and vocabulary must divide by."""
+    def divisor(self) -> int:
+        """The number that heads, ffn and vocabulary must divide by."""
         return self.model * self.data if self.gathered and not self.embed_divides else self.model
 
     def spec(self, axes: Axes) -> PartitionSpec:

@@ -51,18 +51,18 @@ class PaddedHeads:
         return tuple(index)
 
 
-def pad_heads(num_heads: int, num_kv_heads: int, parts: int) -> PaddedHeads:
-    """The cheapest exact layout of the heads over `parts` devices: fewest query heads, then fewest KV heads."""
+def pad_heads(num_heads: int, num_kv_heads: int, divisor: int) -> PaddedHeads:
+    """The cheapest exact layout of the heads over `divisor` devices: fewest query heads, then fewest KV heads."""
     per_kv = num_heads // num_kv_heads
     options = []
     for copies in range(1, per_kv + 1):
         group = -(-per_kv // copies)
-        slots = round_up(num_kv_heads * copies, parts)
+        slots = round_up(num_kv_heads * copies, divisor)
         options.append((slots * group, slots, copies, group))
     _, slots, copies, group = min(options)
     return PaddedHeads(num_heads, num_kv_heads, copies, group, slots)
 
 
-def pad_tail(size: int, parts: int) -> tuple[int, ...]:
+def pad_tail(size: int, divisor: int) -> tuple[int, ...]:
     """The source index of each padded position when zeros are added at the end (ffn, vocabulary)."""
-    return tuple(range(size)) + (PAD,) * (round_up(size, parts) - size)
+    return tuple(range(size)) + (PAD,) * (round_up(size, divisor) - size)

@@ -15,7 +15,7 @@ EXPECTED = (b"Could not find cuda drivers on your machine", b"All log messages b
 
 @cache
 def has_driver() -> bool:
-    """Is there an NVIDIA driver?"""
+    """Whether there is an NVIDIA driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -57,7 +57,7 @@ def _quiet(initialize: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def _without_expected_lines() -> Iterator[None]:
-    """What is written to the process's standard error comes a moment later, without them."""
+    """Within it, standard error is held back, and written at the end without the expected lines."""
     stderr = os.dup(2)
     with open(os.memfd_create("stderr"), "w+b") as written:
         os.dup2(written.fileno(), 2)

@@ -1,4 +1,4 @@
-"""What every test runs under: eight virtual CPU devices, and jax strict about shapes."""
+"""The environment of every test: eight virtual CPU devices, and jax strict about shapes."""
 
 import atexit
 import os

@@ -123,7 +123,7 @@ def runs_later(node: ast.AST) -> bool:
 
 
 def imports_of(source: str, package: str, modules: Iterable[str] = ()) -> Imports:
-    """What `source`, a module in `package`, imports."""
+    """The imports of `source`, a module in `package`."""
     everything: set[str] = set()
     at_import: set[str] = set()
 
@@ -141,7 +141,7 @@ def imports_of(source: str, package: str, modules: Iterable[str] = ()) -> Import
 
 @cache
 def imports() -> dict[str, Imports]:
-    """Every module of the packages, and what it imports."""
+    """Every module of the packages -> its imports."""
     paths = {module_name(p.relative_to(ROOT)): p for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
     return {
         name: imports_of(path.read_text(), name if path.stem == "__init__" else name.rpartition(".")[0], paths)
@@ -150,7 +150,7 @@ def imports() -> dict[str, Imports]:
 
 
 def wrong_imports(module: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that no rule lets `module` import."""
+    """The names that no rule lets `module` import."""
     allowed = MAY_IMPORT[max((rule for rule in MAY_IMPORT if within(module, [rule])), key=len)]
     wholes = allowed if allowed is PACKAGES else [name for name in allowed if name != "jaxllm"]
     wrong = {name for name in names if within(name, PACKAGES) and name not in allowed and not within(name, wholes)}
@@ -160,7 +160,7 @@ def wrong_imports(module: str, names: Iterable[str]) -> list[str]:
 
 
 def import_closure(module: str) -> set[str]:
-    """What `module` imports, and what the repository's modules among that import, and so on."""
+    """The imports of `module`, those of the repository's modules among them, and so on."""
     reached: set[str] = set()
     pending = [module]
     while pending:

@@ -17,7 +17,7 @@ from checkpoints.hub import resolve
 from jaxllm import LLM, RequestError, RequestOutput, SamplingParams
 from jaxllm.llm import Progress
 from jaxllm.planning import plan as plan_module
-from jaxllm.planning.plan import USABLE
+from jaxllm.planning.plan import MEMORY_UTILIZATION
 from jaxllm.planning.remedies import DoesNotFitError
 from sharding.mesh import DeviceError
 
@@ -406,7 +406,7 @@ def test_a_run_that_does_not_fit(
     bare: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], remedies: list[str]
 ) -> None:
     needed = make(bare, **options).plan.nbytes
-    monkeypatch.setattr(plan_module, "device_memory", lambda device: int((needed - 1) / USABLE))
+    monkeypatch.setattr(plan_module, "device_memory", lambda device: int((needed - 1) / MEMORY_UTILIZATION))
     live = len(jax.live_arrays())
     with pytest.raises(DoesNotFitError, match=r"does not fit: layout .* GiB of weights and .* GiB of cache") as found:
         make(bare, **options)

@@ -41,7 +41,7 @@ from jaxllm.config import ModelConfig
 
 
 class Family(NamedTuple):
-    """How a Hugging Face config.json is read, the names of its tensors, and how a config is written that other formats gave."""
+    """A Hugging Face family: reader of config.json, rules of its tensors, writer of the config where other formats have it."""
 
     read_config: Callable[[ConfigReader], ModelConfig]
     rules: Rules
@@ -49,7 +49,7 @@ class Family(NamedTuple):
 
 
 class GGUFFamily(NamedTuple):
-    """How a GGUF file's metadata is read, and the names of its tensors."""
+    """A family of GGUF files: reader of the metadata, rules of the tensors."""
 
     read_config: Callable[[GGUFSource], ModelConfig]
     rules: Rules

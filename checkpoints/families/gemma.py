@@ -23,7 +23,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 
 
 def read_shared(reader: ConfigReader, positions: int, kv_heads: int, activation_key: str) -> dict[str, Any]:
-    """What all Gemmas have, as fields of `ModelConfig`."""
+    """The fields of `ModelConfig` that all Gemmas share."""
     options: dict[str, Any] = {"head_dim": 256, "activation_key": activation_key, "activation": "gelu_pytorch_tanh"}
     shared = read_decoder(reader, positions=positions, kv_heads=kv_heads, tied=True, bos=2, eos=1, **options)
     reader.default("use_bidirectional_attention", None, False)

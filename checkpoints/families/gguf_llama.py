@@ -92,7 +92,7 @@ def read_config(source: GGUFSource) -> ModelConfig:
 
 
 def _dtype(source: GGUFSource) -> str:
-    """What holds the matrices exactly: 16 bits if all are stored so, else float32, to which the rest expands."""
+    """The dtype that holds the matrices exactly: 16 bits if all are stored so, else float32, to which the rest expands."""
     kinds = {info.dtype for info in source.tensors.values() if len(info.shape) > 1}
     return _DTYPES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 
@@ -104,7 +104,7 @@ def _float32(value: float) -> float:
 
 
 def _stop_ids(reader: ConfigReader) -> tuple[int, ...]:
-    """End of sequence, of turn and of message: llama.cpp stops at each of them."""
+    """Ids of the ends of sequence, turn and message: llama.cpp stops at each of them."""
     ids = [reader.optional(f"tokenizer.ggml.{name}_token_id", int) for name in ("eos", "eot", "eom")]
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoints.config_reader import ConfigReader
 from checkpoints.families.hf_common import decoder_keys, read_activation
 from checkpoints.names import Rule, Rules
-from checkpoints.pattern import Part
+from checkpoints.pattern import TensorSlice
 from jaxllm.config import ModelConfig
 
 _LAYER = "transformer.h.{i}."
@@ -17,12 +17,12 @@ RULES = Rules(
         Rule.of("transformer.wpe.weight", "l d -> l d", "positions"),
         Rule.of(_LAYER + "ln_1.weight", "d -> d", "blocks.{i}.attention_norm.scale"),
         Rule.of(_LAYER + "ln_1.bias", "d -> d", "blocks.{i}.attention_norm.bias"),
-        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.query", Part("t", 0)),
-        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.key", Part("t", 1)),
-        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.value", Part("t", 2)),
-        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.query_bias", Part("t", 0)),
-        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.key_bias", Part("t", 1)),
-        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.value_bias", Part("t", 2)),
+        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.query", TensorSlice("t", 0)),
+        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.key", TensorSlice("t", 1)),
+        Rule.of(_QKV + "weight", "d (t n h) -> d (n h)", "blocks.{i}.attention.value", TensorSlice("t", 2)),
+        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.query_bias", TensorSlice("t", 0)),
+        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.key_bias", TensorSlice("t", 1)),
+        Rule.of(_QKV + "bias", "(t n h) -> (n h)", "blocks.{i}.attention.value_bias", TensorSlice("t", 2)),
         Rule.of(_LAYER + "attn.c_proj.weight", "(n h) d -> (n h) d", "blocks.{i}.attention.out"),
         Rule.of(_LAYER + "attn.c_proj.bias", "d -> d", "blocks.{i}.attention.out_bias"),
         Rule.of(_LAYER + "ln_2.weight", "d -> d", "blocks.{i}.mlp_norm.scale"),

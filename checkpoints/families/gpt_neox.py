@@ -6,7 +6,7 @@ from checkpoints.config_reader import ConfigReader
 from checkpoints.families.hf_common import decoder_keys, read_activation
 from checkpoints.families.rope import read_rope
 from checkpoints.names import Rule, Rules
-from checkpoints.pattern import Part
+from checkpoints.pattern import TensorSlice
 from jaxllm.config import ModelConfig
 
 _LAYER = "gpt_neox.layers.{i}."
@@ -18,12 +18,12 @@ RULES = Rules(
         Rule.of(_LAYER + "input_layernorm.weight", "d -> d", "blocks.{i}.attention_norm.scale"),
         Rule.of(_LAYER + "input_layernorm.bias", "d -> d", "blocks.{i}.attention_norm.bias"),
         # Query, key and value of one head, then those of the next.
-        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.query", Part("t", 0)),
-        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.key", Part("t", 1)),
-        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.value", Part("t", 2)),
-        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.query_bias", Part("t", 0)),
-        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.key_bias", Part("t", 1)),
-        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.value_bias", Part("t", 2)),
+        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.query", TensorSlice("t", 0)),
+        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.key", TensorSlice("t", 1)),
+        Rule.of(_QKV + "weight", "(n t h) d -> d (n h)", "blocks.{i}.attention.value", TensorSlice("t", 2)),
+        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.query_bias", TensorSlice("t", 0)),
+        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.key_bias", TensorSlice("t", 1)),
+        Rule.of(_QKV + "bias", "(n t h) -> (n h)", "blocks.{i}.attention.value_bias", TensorSlice("t", 2)),
         Rule.of(_LAYER + "attention.dense.weight", "d (n h) -> (n h) d", "blocks.{i}.attention.out"),
         Rule.of(_LAYER + "attention.dense.bias", "d -> d", "blocks.{i}.attention.out_bias"),
         Rule.of(_LAYER + "post_attention_layernorm.weight", "d -> d", "blocks.{i}.mlp_norm.scale"),

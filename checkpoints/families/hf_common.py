@@ -90,7 +90,7 @@ def read_decoder(
     bos: int | None = None,
     eos: int | None = None,
 ) -> dict[str, Any]:
-    """What nearly all configs have, as fields of `ModelConfig`, with a family's own defaults.
+    """The fields of `ModelConfig` that nearly all configs have, with a family's own defaults.
 
     Sizes that transformers always writes have none: without them a plan would be of the family's first model. Without their key
     there are `kv_heads`, or as many as heads; with null always the latter.

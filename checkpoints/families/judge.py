@@ -1,4 +1,4 @@
-"""What becomes of the keys of a config that its family's reader has not taken.
+"""Judgement of the keys of a config that its family's reader has not taken.
 
 The judge is transformers' own config class of that `model_type`. Its names and defaults are looked at; nothing is made of it. A
 key that it does not define cannot change what transformers computes: it is accepted, and said in one line of warning. One that it

@@ -28,7 +28,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """What `read_config` reads the same architecture from, in transformers' own keys."""
+    """The config from which `read_config` reads the same architecture, in transformers' own keys."""
     assert config.rope is not None
     eos = list(config.eos_token_ids)
     return {

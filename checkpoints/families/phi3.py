@@ -8,7 +8,7 @@ from checkpoints.families import tables
 from checkpoints.families.hf_common import read_decoder
 from checkpoints.families.rope import read_rope
 from checkpoints.names import Rule
-from checkpoints.pattern import Part
+from checkpoints.pattern import TensorSlice
 from jaxllm.config import ModelConfig, RopeConfig
 
 _QKV = tables.LAYER + "self_attn.qkv_proj.weight"
@@ -16,12 +16,12 @@ _GATE_UP = tables.LAYER + "mlp.gate_up_proj.weight"
 
 RULES = tables.table(
     *tables.NORMS_BEFORE,
-    Rule.of(_QKV, "(a h) d -> d (n h)", "blocks.{i}.attention.query", Part("a", (), "n")),
-    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.key", Part("a", ("n",), "k")),
-    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.value", Part("a", ("n", "k"), "k")),
+    Rule.of(_QKV, "(a h) d -> d (n h)", "blocks.{i}.attention.query", TensorSlice("a", (), "n")),
+    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.key", TensorSlice("a", ("n",), "k")),
+    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.value", TensorSlice("a", ("n", "k"), "k")),
     tables.OUT,
-    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.gate", Part("u", 0)),
-    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.up", Part("u", 1)),
+    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.gate", TensorSlice("u", 0)),
+    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.up", TensorSlice("u", 1)),
     Rule.of(tables.LAYER + "mlp.down_proj.weight", "d f -> f d", "blocks.{i}.mlp.down"),
 )
 

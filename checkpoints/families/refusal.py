@@ -51,7 +51,7 @@ def refuse_quantised(values: dict[str, Any], where: str) -> None:
 
 
 def _method(quantisation: Any) -> Any:
-    """Its name. MLX's has none, but the size of groups."""
+    """The name of a quantisation method. MLX's has none, but the size of groups."""
     if not isinstance(quantisation, dict):
         return quantisation
     return quantisation.get("quant_method", "MLX" if "group_size" in quantisation else None)

@@ -22,7 +22,7 @@ def read_rope(
 
     Keys that transformers does not read for that kind of rope are left unread.
 
-    `fraction`: of each head that turns, where the parameters do not say; None: of a family that turns whole heads.
+    `fraction`: the rotated part of each head, where the parameters do not say; None: the family rotates whole heads.
     """
     theta = reader.take("rope_theta", default_theta)
     reader.default("partial_rotary_factor", 1.0, None)
@@ -48,7 +48,7 @@ def read_rope(
 
 
 def read_ropes(reader: ConfigReader, max_position: int, theta: float, local_theta: float) -> tuple[RopeConfig, RopeConfig]:
-    """Of layers without a window and of those with one. `rope_scaling`, the older form, is of the former alone."""
+    """Ropes of the layers without a window, and of those with one. `rope_scaling`, the older form, concerns the former alone."""
     both = reader.optional("rope_parameters", dict) or {}
     scaling = reader.optional("rope_scaling", dict)
     reader.default("partial_rotary_factor", 1.0, None)

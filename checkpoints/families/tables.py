@@ -64,5 +64,5 @@ WITHOUT_PREFIX = ((r"(embed_tokens|layers|norm)\.(.*)", r"model.\1.\2"),)
 
 
 def table(*layer: Rule) -> Rules:
-    """Of a decoder with these rules for each layer, named as LLaMA's is."""
+    """Rules of a decoder with these rules for each layer, named as LLaMA's is."""
     return Rules((EMBEDDING, *layer, FINAL_NORM, HEAD), ROPE_BUFFERS, WITHOUT_PREFIX)

@@ -47,7 +47,7 @@ def run_chat(args: argparse.Namespace) -> int:
 
 
 def next_line() -> str:
-    """What the user says; nothing at the end."""
+    """The user's next line; empty at the end of the input."""
     typed = sys.stdin.isatty()
     if typed:
         with contextlib.suppress(ImportError):
@@ -61,7 +61,7 @@ def next_line() -> str:
 
 
 def answer(args: argparse.Namespace, llm: LLM, messages: list[dict[str, Any]], params: SamplingParams) -> str:
-    """What the model says, printed on the way: as far as it came where Ctrl-C was pressed, nothing where there is no room."""
+    """The model's answer, printed as it comes: cut short by Ctrl-C, empty where the context has no room."""
     ids, room = llm.chat_prompt(messages), llm.plan.max_model_len
     if len(ids) >= room:
         args.terminal.write_line(

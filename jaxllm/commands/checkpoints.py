@@ -1,4 +1,4 @@
-"""`jaxllm convert`, `inspect` and `verify`: a checkpoint in another form, what one holds, whether two hold the same."""
+"""`jaxllm convert`, `inspect` and `verify`: a checkpoint in another form, the contents of one, the differences of two."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from checkpoints.convert import PEAK_BYTES, convert, plan
+    from checkpoints.convert import PEAK_BYTES, convert, prepare
 
     source = _open(args.source)
-    job = plan(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
+    job = prepare(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
     read = sum(info.nbytes for info in source.source.tensors.values())
     tensors = sum(map(len, job.groups.values()))
     where = f"{len(job.groups)} files" if args.to == "safetensors" else "an Orbax checkpoint"
@@ -126,7 +126,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def table(compared: list[Compared]) -> str:
-    """Those that differ, and how many do not."""
+    """A line for each parameter that differs, and the number of those that do not."""
     differing = [one for one in compared if not one.equal]
     lines = [f"  {one.parameter:<40} {'/'.join(d or '-' for d in one.dtypes):<12} {one.verdict}" for one in differing[:SHOWN]]
     if len(differing) > SHOWN:

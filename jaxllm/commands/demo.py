@@ -1,4 +1,4 @@
-"""`jaxllm demo`: a small model on four devices, and what it took."""
+"""`jaxllm demo`: a small model on four devices, with its times."""
 
 from __future__ import annotations
 

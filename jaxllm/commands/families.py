@@ -1,4 +1,4 @@
-"""`jaxllm families`: what models there are, and what each is made of."""
+"""`jaxllm families`: the families of models, and the mechanisms of each."""
 
 from __future__ import annotations
 

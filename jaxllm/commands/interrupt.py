@@ -27,7 +27,7 @@ CODE = 130  # of a process that Ctrl-C ended, to a shell
 
 
 class Interrupts:
-    """What Ctrl-C does in this process. Until it is installed, what Python does: a KeyboardInterrupt."""
+    """The handling of Ctrl-C in this process. Until it is installed, Python's own: a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.stopping = False  # the main thread has been told to unwind
@@ -39,7 +39,7 @@ class Interrupts:
         self._ending = _thread.allocate_lock()
 
     def install(self) -> None:
-        """Called once, in the main thread. A process in the background, whose SIGINT is ignored, goes on ignoring it."""
+        """Take over Ctrl-C; called once, in the main thread. A background process, which ignores SIGINT, goes on ignoring it."""
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             return
         self._installed = True
@@ -56,7 +56,7 @@ class Interrupts:
         _thread.start_new_thread(self._watch, (reader,))
 
     def deferred(self) -> Deferral:
-        """Within it the first Ctrl-C only sets its `pressed`, and the second is as ever."""
+        """A `with` block in which the first Ctrl-C only sets `pressed`, and the second is as ever."""
         return Deferral(self)
 
     def finish(self) -> None:
@@ -133,7 +133,7 @@ class Deferral:
         self._interrupts = interrupts
 
     def __enter__(self) -> Callable[[], bool]:
-        """What tells whether it was pressed."""
+        """Begin to defer; returns a function that says whether Ctrl-C was pressed since."""
         one = self._interrupts
         one._pressed = one._deferred = 0
         one._deferring = True

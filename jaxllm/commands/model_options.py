@@ -17,7 +17,7 @@ LAYOUTS = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over da
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how its config is read."""
+    """Add the options that choose a model and how its config is read."""
     parser.add_argument("model", help=MODEL_HELP)
     add_config(parser)
 
@@ -63,7 +63,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of these options that the command has and the user gave."""
+    """The options of these names that the command has and the user gave, with their values."""
     return {name: value for name in names if (value := vars(args).get(name)) is not None}
 
 

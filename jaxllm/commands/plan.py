@@ -1,4 +1,4 @@
-"""`jaxllm plan MODEL --on 4xH100`: what a model would cost on devices that need not be there."""
+"""`jaxllm plan MODEL --on 4xH100`: a model's costs on devices that need not be there."""
 
 from __future__ import annotations
 

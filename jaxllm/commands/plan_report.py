@@ -1,4 +1,4 @@
-"""What `jaxllm plan` prints: what a model would cost on some devices, as tables, JSON or a drawing."""
+"""The report of `jaxllm plan`: a model's costs on some devices, as tables, JSON or a drawing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.planning.compiled_report import PROGRAMS, CompiledStep, compiled_steps
 from jaxllm.planning.estimate import BATCHES, PROMPT, Estimate, estimates
 from jaxllm.planning.measure import measured
-from jaxllm.planning.plan import CONTEXT, USABLE, Plan, Run, default_dtype, find_plan
+from jaxllm.planning.plan import CONTEXT, MEMORY_UTILIZATION, Plan, Run, default_dtype, find_plan
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.remedies import remedies
 from jaxllm.requests.outputs import RequestError
@@ -82,7 +82,7 @@ def compile_steps(
 
 
 def config_of(args: argparse.Namespace) -> ModelConfig:
-    """Of a checkpoint or a published shape."""
+    """The config of a checkpoint or a published shape."""
     if args.model not in PRESETS or Path(args.model).expanduser().exists():
         return read_config_of(args)
     if given(args, "revision", "hf_overrides"):
@@ -91,7 +91,7 @@ def config_of(args: argparse.Namespace) -> ModelConfig:
 
 
 def _devices(args: argparse.Namespace) -> list[Any]:
-    """Those that are here, or stand-ins."""
+    """The devices that are here, or stand-ins for those that `--on` names."""
     if args.on != HERE:
         if args.virtual_devices is not None:
             raise RequestError("--virtual-devices are those of --on here: leave out one of the two")
@@ -103,7 +103,7 @@ def _devices(args: argparse.Namespace) -> list[Any]:
 
 @dataclass(frozen=True)
 class Advice:
-    """For one workload: what `auto` takes, and where that does not fit, what would make it fit."""
+    """One workload's plan with layout `auto`, and the remedies where it does not fit."""
 
     workload: str
     plan: Plan
@@ -203,7 +203,7 @@ def plot(path: Path, title: str, found: list[Estimate], memory: int) -> None:
         gib = [n / GIB for n in nbytes]
         left.barh(names, gib, left=begin, label=label)
         begin = [a + b for a, b in zip(begin, gib, strict=True)]
-    left.axvline(USABLE * memory / GIB, color="black", linestyle="--", label="what a device has")
+    left.axvline(MEMORY_UTILIZATION * memory / GIB, color="black", linestyle="--", label="what a device has")
     left.set(xlabel="GiB a device")
     left.invert_yaxis()
     height = 0.8 / len(BATCHES)

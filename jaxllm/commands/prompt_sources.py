@@ -15,7 +15,7 @@ JSON_LINES = ".jsonl"
 
 
 def prompts_of(arguments: Sequence[str], file: str | None) -> list[str]:
-    """Those given as arguments, of which `-` is standard input, then those of the file. Raises RequestError.
+    """The prompts given as arguments, of which `-` is standard input, then those of the file. Raises RequestError.
 
     Without any, standard input is the prompt, unless it is a terminal.
     """

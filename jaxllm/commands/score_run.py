@@ -1,4 +1,4 @@
-"""What `jaxllm score` does: reads questions, scores what is left of them, reports, draws."""
+"""The work of `jaxllm score`: read questions, score those that are left, report, draw."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Timeline:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Everything is compiled while the weights are on their way."""
+    """Score the questions, compiling everything while the weights are on their way."""
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
     timeline = Timeline()
@@ -103,9 +103,9 @@ def _score(
 
 
 def describe(packing: Packing, llm: LLM) -> str:
-    """What is shared, how full the rows are and how many are left, in a few lines."""
+    """A few lines on what is shared, how full the rows are and how many are left."""
     layout = llm.plan.layout
-    left = sum(len(rows) for rows, _ in llm.scorer.turns(packing))
+    left = sum(len(rows) for rows, _ in llm.scorer.batches(packing))
     return (
         f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
         f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled"

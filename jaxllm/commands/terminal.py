@@ -1,4 +1,4 @@
-"""What a person sees of a command: its output whole, and of what is slow one line that is gone before anything else comes."""
+"""A command's terminal: its output whole, and for slow work one line that is gone before anything else comes."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Terminal:
                 self._clear()
 
     def say(self, line: str) -> None:
-        """Something slow begins."""
+        """Show a line for work that is slow and begins now."""
         self._show(f"{line} ...")
 
     def loaded(self, done: int, total: int) -> None:
-        """So many numbers of the weights are there."""
+        """Show how many of the weights' numbers are there, at most every EVERY seconds."""
         now = time.monotonic()
         if now - self._last >= EVERY:
             self._last = now
@@ -60,7 +60,7 @@ class Terminal:
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
-        """Warnings of the library are lines of the command's."""
+        """Print the library's warnings as lines of the command."""
         logger, handler = logging.getLogger("jaxllm"), _Lines(self)
         logger.addHandler(handler)
         try:
@@ -69,7 +69,7 @@ class Terminal:
             logger.removeHandler(handler)
 
     def write_line(self, line: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         with self._lock:
             self._clear()
             print(line, file=self._stream, flush=True)
@@ -106,14 +106,14 @@ class _Lines(logging.Handler):
 
 
 def show_all_characters() -> None:
-    """What a terminal's encoding lacks is written as an escape: no answer is lost for one character."""
+    """Write characters that a terminal's encoding lacks as escapes: no answer is lost for one character."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def abandon_output() -> None:
-    """Nobody reads it any more: what is still to be written, at the end of Python too, goes nowhere."""
+    """Send further output nowhere, that at the end of Python too: nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

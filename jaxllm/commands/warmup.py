@@ -1,4 +1,4 @@
-"""`jaxllm warmup MODEL`: compile ahead what generating will need."""
+"""`jaxllm warmup MODEL`: compile ahead the programs that generating will need."""
 
 from __future__ import annotations
 

@@ -31,34 +31,34 @@ BlockReader = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 LOW = -1e30  # below every score; of -inf, the difference to itself is no number
 
 
-class Softmax(NamedTuple):
-    """What becomes of the products of queries and keys before the softmax, in one layer.
+class AttentionSpec(NamedTuple):
+    """Scale and soft cap of a layer's scores, and the keys that its queries see.
 
     Attributes:
-      scale: what they are multiplied by.
-      cap: c: the scaled ones, x, become c * tanh(x / c); 0: they do not.
+      scale: factor of the products.
+      softcap: c: a scaled product x becomes c * tanh(x / c) (Gemma 2); 0: it stays.
       window: how many positions a query sees, its own included; None: all before it.
     """
 
     scale: float
-    cap: float
+    softcap: float
     window: int | None
 
     @classmethod
-    def of(cls, config: ModelConfig, layer: Layer) -> Softmax:
+    def of(cls, config: ModelConfig, layer: Layer) -> AttentionSpec:
         return cls(layer.attention_scale, config.attention_cap, layer.window)
 
     def capped(self, products: jax.Array) -> jax.Array:
-        """Products of queries and keys, capped where they are; still to be multiplied by `rest`."""
-        return self.cap * jnp.tanh(products * (self.scale / self.cap)) if self.cap else products
+        """Products of queries and keys with the soft cap, if any; still to be multiplied by `post_max_scale`."""
+        return self.softcap * jnp.tanh(products * (self.scale / self.softcap)) if self.softcap else products
 
     @property
-    def rest(self) -> float:
-        """What is multiplied after the largest is subtracted: a product before that may be fused with it, to other bits."""
-        return 1.0 if self.cap else self.scale
+    def post_max_scale(self) -> float:
+        """Factor applied after the row's maximum is subtracted: applied before, XLA may fuse it there, to other bits."""
+        return 1.0 if self.softcap else self.scale
 
-    def sees(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """Whether a query at a position sees a key at another, for each pair of the two."""
+    def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """True where the query at a position sees the key at another: causal, within the window; positions broadcast."""
         seen = key <= query
         return seen if self.window is None else seen & (key > query - self.window)
 
@@ -84,8 +84,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        q = self._turn(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
-        k = self._turn(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
+        q = self._norm_and_rope(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
+        k = self._norm_and_rope(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
         v = self._project(x, self.value, self.value_bias).astype(x.dtype)
         y, cache = attend(q, k, v)
         return linear(self.layout, y.astype(x.dtype).reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
@@ -95,7 +95,9 @@ class Attention(nnx.Module):
         y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
         return y.reshape(*x.shape[:2], -1, self.head_dim)
 
-    def _turn(self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype) -> jax.Array:
+    def _norm_and_rope(
+        self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype
+    ) -> jax.Array:
         """Queries or keys [B, T, heads, H] float32 with norm and position, in the model's dtype."""
         if norm is not None:
             x = norm(x.astype(dtype)).astype(jnp.float32)
@@ -103,29 +105,29 @@ class Attention(nnx.Module):
 
 
 def _norm_of_heads(config: ModelConfig, dtype: str, axis: str, index: tuple[int, ...]) -> Norm | NormOfAllHeads | None:
-    """`index`: the source of each padded head."""
+    """The norm of queries or keys that the config asks for. `index`: the source of each padded head."""
     if config.qk_norm == "all":
         return NormOfAllHeads(config, dtype, axis, index)
     return Norm(config, dtype, config.head_dim) if config.qk_norm else None
 
 
-def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, softmax: Softmax) -> Attend:
-    """New tokens see those of their row that the cache holds, and each other causally."""
+def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, spec: AttentionSpec) -> Attend:
+    """Attention in which new tokens see those of their row that the cache holds, and each other causally."""
 
     def over(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
-        wraps = softmax.window is not None
+        wraps = spec.window is not None
         new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch, wraps=wraps)
         if q.shape[1] > 1 and layout.platform == "cpu":
             blocks = new.values.shape[2]
             read = partial(kv.read_block, new, layout, batch)
-            return attend_by_blocks(q, (lambda i: read(i % blocks)) if wraps else read, batch.start, softmax), new
-        return attend(q, *kv.read(new, layout, batch), batch.start, softmax, layout.platform), new
+            return attend_by_blocks(q, (lambda i: read(i % blocks)) if wraps else read, batch.start, spec), new
+        return attend(q, *kv.read(new, layout, batch), batch.start, spec, layout.platform), new
 
     return over
 
 
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, softmax: Softmax, platform: str) -> jax.Array:
+def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, spec: AttentionSpec, platform: str) -> jax.Array:
     """Causal attention: q [B, T, N, H] at positions start [B] + t over keys [B, K, C, H, BLOCK] and values [B, K, C, BLOCK, H].
 
     Returns [B, T, N, H] float32.
@@ -140,11 +142,11 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
     q, keys, values = q.astype(dtype), keys.astype(dtype), values.astype(dtype)
     q = q.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)  # b k g t h
     q = jnp.broadcast_to(q[:, :, None], (b, k, c, *q.shape[2:]))
-    scores = softmax.capped(dot("bkcgth,bkchs->bkcgts", q, keys))
+    scores = spec.capped(dot("bkcgth,bkchs->bkcgts", q, keys))
     position = start[:, None] + jnp.arange(t)[None, :]
-    visible = softmax.sees(position[:, None, :, None], _stored(softmax, c, size, start + t - 1))  # b c t s
+    visible = spec.mask(position[:, None, :, None], _stored(spec, c, size, start + t - 1))  # b c t s
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
-    p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * softmax.rest)
+    p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * spec.post_max_scale)
     # Where XLA reads the values as they lie. Of a single query a KV head it makes no matrix product on a GPU, and otherwise
     # copies them to another order.
     axis, order = (0, "cbkgth") if platform == "gpu" and n // k * t == 1 else (2, "bkcgth")
@@ -153,20 +155,20 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-def _stored(softmax: Softmax, blocks: int, size: int, last: jax.Array) -> jax.Array:
-    """Which position stands where in a cache of so many blocks, [B or 1, C, 1, BLOCK], once those up to `last` [B] are in."""
+def _stored(spec: AttentionSpec, blocks: int, size: int, last: jax.Array) -> jax.Array:
+    """Position stored at each index of a cache of C blocks once those up to `last` [B] are in: [B or 1, C, 1, BLOCK]."""
     at = jnp.arange(blocks * size).reshape(1, blocks, 1, size)
-    if softmax.window is None:
+    if spec.window is None:
         return at
     last = last[:, None, None, None]
     position = last - (last - at) % (blocks * size)
     return jnp.where(position < 0, last + 1, position)  # of none yet, what no query sees
 
 
-def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, softmax: Softmax) -> jax.Array:
+def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, spec: AttentionSpec) -> jax.Array:
     """`attend` in a loop over the blocks that any query sees, with a running maximum (Milakov and Gimelshein 2018).
 
-    Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each turn of such a loop would wait for the host.
+    Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each pass of such a loop would wait for the host.
     """
     b, t, n, h = q.shape
     _, k, size, _ = jax.eval_shape(read, jnp.int32(0))[1].shape
@@ -177,17 +179,17 @@ def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, softmax:
     def block(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, total, y = state
         key, value = (x.astype(dtype) for x in read(i))
-        scores = softmax.capped(dot("bkgth,bkhs->bkgts", q, key))
-        visible = softmax.sees(position[:, :, None], (i * size + jnp.arange(size))[None, None, :])  # b t s
+        scores = spec.capped(dot("bkgth,bkhs->bkgts", q, key))
+        visible = spec.mask(position[:, :, None], (i * size + jnp.arange(size))[None, None, :])  # b t s
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(axis=-1))
-        p = jnp.exp((scores - new_top[..., None]) * softmax.rest)
-        fade = jnp.exp((top - new_top) * softmax.rest)
+        p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
+        fade = jnp.exp((top - new_top) * spec.post_max_scale)
         new = dot("bkgts,bksh->bkgth", p.astype(dtype), value)
         return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
 
     blocks = (jnp.max(start) + t + size - 1) // size
-    begin = 0 if softmax.window is None else jnp.maximum(jnp.min(start) - softmax.window + 1, 0) // size
+    begin = 0 if spec.window is None else jnp.maximum(jnp.min(start) - spec.window + 1, 0) // size
     # Made of this layer's queries: of constants XLA makes those of all layers first, and holds them.
     zeros = 0 * q.astype(jnp.float32)
     first = (zeros[..., 0] + LOW, zeros[..., 0], zeros)

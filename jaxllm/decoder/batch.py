@@ -14,7 +14,7 @@ class TokenBatch(NamedTuple):
       tokens: [B, T] int32; past a row's own tokens anything.
       start: [B] int32, position of each row's first new token: how many tokens of it the cache holds.
       lengths: [B] int32, tokens of the row once these are in, those of later chunks of its prompt included.
-      slots: [B] int32, the cache row of each batch row, counted within its share of the `data` axis; None: row i is cache row i.
+      slots: [B] int32, the cache row of each batch row, counted within its data shard; None: row i is cache row i.
       valid: [B] bool, rows that may be written; None: all.
     """
 
@@ -26,7 +26,7 @@ class TokenBatch(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """B rows of T tokens in packed trees (`jaxllm.scoring.trie`), and what is asked of them.
+    """B rows of T tokens in packed trees (`jaxllm.scoring.trie`), and the tokens and ids to score.
 
     Attributes:
       tokens, position, end: [B, T] int32.

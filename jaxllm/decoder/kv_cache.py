@@ -8,7 +8,8 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
-A layer with a window has fewer blocks, those of the window and a chunk: position p stands at p modulo their length (`ring`).
+A layer with a window has fewer blocks, those of the window and a chunk, as a ring buffer: position p stands at p modulo their
+length (`window_capacity`).
 
 Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
 rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
@@ -46,11 +47,11 @@ Cache = list[LayerCache]
 
 
 def cache_dtype(dtype: str, platform: str) -> str:
-    """What a model of `dtype` keeps its keys and values in."""
+    """The cache's dtype for a model of `dtype`."""
     return "float32" if platform == "cpu" else dtype
 
 
-def ring(window: int | None, platform: str) -> int | None:
+def window_capacity(window: int | None, platform: str) -> int | None:
     """Positions that a layer with this window keeps at most; None: all.
 
     Before a chunk's first token there are those that it sees, and a chunk never passes the end.
@@ -58,7 +59,7 @@ def ring(window: int | None, platform: str) -> int | None:
     if window is None:
         return None
     length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
-    # As many blocks as a GPU has rows are to be avoided (see `positions`): those are powers of two, but for the most there are.
+    # As many blocks as a GPU has rows are to be avoided (see `padded_length`): rows are powers of two, but for their maximum.
     while platform == "gpu" and length // BLOCK == power_of_two(length // BLOCK):
         length += MAX_CHUNK
     return length
@@ -66,12 +67,12 @@ def ring(window: int | None, platform: str) -> int | None:
 
 def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
     """Positions of each layer's cache for sequences of `length`."""
-    return [min(length, ring(layer.window, platform) or length) for layer in config.layers]
+    return [min(length, window_capacity(layer.window, platform) or length) for layer in config.layers]
 
 
 def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
     """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
-    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
     h, sharding = config.head_dim, layout.sharding(AXES)
 
     def layer(length: int) -> LayerCache:
@@ -84,7 +85,7 @@ def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype:
     return [made[one] for one in wanted]
 
 
-def positions(layout: Layout, rows: int, length: int) -> int:
+def padded_length(layout: Layout, rows: int, length: int) -> int:
     """Positions of a cache of `rows` for sequences of `length`, a multiple of BLOCK: a block more where it is needed.
 
     As many rows on a device as blocks, and XLA for GPUs keeps the values of all layers a second time, in another order.
@@ -101,14 +102,14 @@ def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str
 
 @lru_cache(maxsize=16)
 def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
-    """What makes an empty array of the cache. Kept: a new function would be traced anew for every array of every layer."""
+    """A jitted function that makes an empty array of the cache. Cached: a new one would be traced anew for every array."""
     return jax.jit(partial(jnp.zeros, like.shape, like.dtype), out_shardings=like.sharding)
 
 
 def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
     """The same content with more rows or positions, in these shapes. The old cache is consumed, one array at a time.
 
-    A row keeps its index within its share of the `data` axis. A ring that has all its positions gets no more.
+    A row keeps its index within its data shard. A ring buffer that has all its positions gets no more.
     """
     grown = []
     for layer in shapes:
@@ -120,6 +121,7 @@ def resize(cache: Cache, layout: Layout, shapes: Cache) -> Cache:
 
 @partial(jax.jit, static_argnames=("layout", "shape"))
 def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    """Pad an array of the cache with zeros to `shape`, on each device by itself."""
     spec = layout.spec(AXES)
 
     def local(x: jax.Array) -> jax.Array:
@@ -130,7 +132,7 @@ def grow(old: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
 
 
 def write(cache: LayerCache, layout: Layout, keys: jax.Array, values: jax.Array, batch: TokenBatch, *, wraps: bool) -> LayerCache:
-    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring.
+    """Put `keys` [B, K, H, T] and `values` [B, K, T, H] of the batch's tokens where they belong; `wraps`: in a ring buffer.
 
     A chunk of T tokens stands within one block or is whole blocks.
     """
@@ -158,9 +160,9 @@ def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Whe
     def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
         start, slot, valid = where
         if slot is None and len(cache) == 1 and layout.platform == "cpu":
-            # In a loop of one turn, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
-            turns = (start[0] >= 0).astype(jnp.int32)
-            return jax.lax.fori_loop(0, turns, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
+            # In a loop of one pass, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
+            passes = (start[0] >= 0).astype(jnp.int32)
+            return jax.lax.fori_loop(0, passes, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
         if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache
             return jax.vmap(lambda row, token, at: jax.lax.dynamic_update_slice(row, token, place(at)[1:]))(cache, new, start)
         at = place(start[0], slot[0])  # prefill: this device's one row goes to the cache row `slot`

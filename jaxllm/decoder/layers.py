@@ -39,29 +39,29 @@ def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = 
     return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
 
 
-PARTS = 8
+SUM_SPLITS = 8
 MANY = 1024  # tokens of a row; only scoring has so many
 FEWEST_ROWS = {"cpu": 4, "gpu": 2}  # of 16 bits that a product with a weight is given
 
 
-def parts_of_ffn(layout: Layout, inputs: int, tokens: int) -> int:
-    """In how many parts a float32 product over a device's `inputs` of the ffn is added.
+def ffn_sum_splits(layout: Layout, inputs: int, tokens: int) -> int:
+    """Number of partial sums that a float32 product over a device's `inputs` of the ffn is split into.
 
     XLA's CPU compiler adds such products one after another. In some models a few inputs are a thousand times larger than the
     others (Sun et al. 2024, massive activations), and all that is added after them is rounded to their precision. Eight shorter
     sums halve the error of SmolLM2's logits. Few rows cost nothing more; for many this product takes two and a half times as
     long, and an answer's log-probability asks for less.
     """
-    return PARTS if layout.platform == "cpu" and inputs % PARTS == 0 and tokens < MANY else 1
+    return SUM_SPLITS if layout.platform == "cpu" and inputs % SUM_SPLITS == 0 and tokens < MANY else 1
 
 
 def _product(layout: Layout, x: jax.Array, matrix: jax.Array, axis: str) -> jax.Array:
     """x [B, T, I] times [I, O], whose inputs lie along the logical `axis` -> [B, T, O] float32."""
     inputs = matrix.shape[0] // layout.model
-    parts = parts_of_ffn(layout, inputs, x.shape[1]) if axis == "ffn" and x.dtype == jnp.float32 else 1
-    if parts == 1:
+    splits = ffn_sum_splits(layout, inputs, x.shape[1]) if axis == "ffn" and x.dtype == jnp.float32 else 1
+    if splits == 1:
         return dot("bti,io->bto", x, matrix)
-    shape = (layout.model, parts, inputs // parts)
+    shape = (layout.model, splits, inputs // splits)
     y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
     return add_in_order(y, 1).sum(axis=0)
 

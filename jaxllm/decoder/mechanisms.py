@@ -1,4 +1,4 @@
-"""What a `ModelConfig` says, in words."""
+"""The mechanisms of a `ModelConfig`, in words."""
 
 from __future__ import annotations
 

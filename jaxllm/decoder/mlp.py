@@ -16,8 +16,8 @@ class MLP(nnx.Module):
     """down(act(gate(x)) * up(x)) (Shazeer 2020), or without a gate down(act(up(x)))."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, shared_size: int = 0):
-        """`shared_size`: of the one that stands beside experts, which has no biases."""
-        d, f = config.hidden_size, round_up(shared_size or config.intermediate_size, layout.parts)
+        """`shared_size`: ffn size of the one beside experts, which has no biases; 0: a dense block."""
+        d, f = config.hidden_size, round_up(shared_size or config.intermediate_size, layout.divisor)
         bias, ffn = config.mlp_bias and not shared_size, "shared_ffn" if shared_size else "ffn"
         self.layout = layout
         self.activation = config.activation

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import Layer, ModelConfig
-from jaxllm.decoder.attention import Angles, Attend, Attention, Softmax, over_cache
+from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec, over_cache
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.kv_cache import Cache, LayerCache
 from jaxllm.decoder.layers import dot, fill_rows, param, weight
@@ -78,8 +78,8 @@ class Decoder(nnx.Module):
     """A decoder-only transformer for `config`, laid out by `layout`, with parameters of `dtype` and no values yet."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
-        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.parts)
-        vocab, table, d = round_up(config.vocab_size, layout.parts), config.table_size, config.hidden_size
+        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
+        vocab, table, d = round_up(config.vocab_size, layout.divisor), config.table_size, config.hidden_size
         self.config = config
         self.layout = layout
         self.embedding = param((vocab, table), ("vocab", "embed"), dtype)
@@ -93,20 +93,23 @@ class Decoder(nnx.Module):
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
-        pairs = zip(cache, self._softmaxes(), strict=True)
-        attends = [over_cache(self.layout, layer, batch, softmax) for layer, softmax in pairs]
-        return self._run(batch.tokens, positions, batch.lengths, attends, few=True)
+        pairs = zip(cache, self._attention_specs(), strict=True)
+        attends = [over_cache(self.layout, layer, batch, spec) for layer, spec in pairs]
+        return self._run(batch.tokens, positions, batch.lengths, attends, defer_gathers=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
-        attends = [over_trees(self.layout, batch, width, softmax) for softmax in self._softmaxes()]
+        attends = [over_trees(self.layout, batch, width, spec) for spec in self._attention_specs()]
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        return self._run(batch.tokens, batch.position, lengths, attends, few=False)[0]
+        return self._run(batch.tokens, batch.position, lengths, attends, defer_gathers=False)[0]
 
-    def _softmaxes(self) -> list[Softmax]:
-        return [Softmax.of(self.config, layer) for layer in self.config.layers]
+    def _attention_specs(self) -> list[AttentionSpec]:
+        return [AttentionSpec.of(self.config, layer) for layer in self.config.layers]
 
-    def _run(self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], few: bool) -> tuple[jax.Array, Any]:
+    def _run(
+        self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool
+    ) -> tuple[jax.Array, Any]:
+        """`defer_gathers`: each layer's weights are gathered when the one before is done (`_after`); with experts always."""
         x = self._embed(jnp.asarray(tokens), positions)
         ropes = [layer.rope for layer in self.config.layers]
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
@@ -117,14 +120,14 @@ class Decoder(nnx.Module):
         }
         layers, blocks = [], list(self.blocks)
         for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
-            if (few or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
+            if (defer_gathers or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
                 x, blocks[i + 1] = _after(x, blocks[i + 1])
             x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
             layers.append(layer)
         return x, layers
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Tokens [B, T] -> what the first block is given, [B, T, D]."""
+        """Tokens [B, T] -> input of the first block, [B, T, D]."""
         config = self.config
         x = self._look_up(tokens)
         if config.embedding_scale != 1:
@@ -139,8 +142,8 @@ class Decoder(nnx.Module):
     def _look_up(self, tokens: jax.Array) -> jax.Array:
         """Rows of the embedding, [B, T, D].
 
-        Each device looks up the tokens of its part of the vocabulary and the parts are summed; left to itself, XLA gathers the
-        whole table for a single token.
+        Each device looks up the tokens of its shard of the vocabulary and the results are summed; left to itself, XLA gathers
+        the whole table for a single token.
         """
         axes = self.embedding.get_metadata()["axes"]
         spec, rows = self.layout.spec(axes), self.layout.spec(("rows", None))

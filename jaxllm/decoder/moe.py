@@ -35,7 +35,7 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         experts = config.experts
         assert experts is not None, "the layer is a dense one"
-        e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.parts)
+        e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.divisor)
         self.layout, self.experts, self.activation = layout, experts, config.activation
         self.router = param((d, e), ("embed", None), dtype)
         self.gate = param((e, d, f), ("experts", "embed", "expert_ffn"), dtype) if config.gated_mlp else None
@@ -61,7 +61,7 @@ class MixtureOfExperts(nnx.Module):
 
 
 Matrices = Sequence[Any]
-"""Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's part of F."""
+"""Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's shard of F."""
 
 
 def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, shares: jax.Array, matrices: Matrices) -> jax.Array:
@@ -94,7 +94,7 @@ def capacity(config: Experts, platform: str, tokens: int) -> int:
 
 
 def products(config: Experts, platform: str, tokens: int) -> tuple[int, int]:
-    """How many experts' weights are read for so many tokens, and the rows that each of them is multiplied with."""
+    """(experts whose weights are read, rows that each is multiplied with) for so many tokens."""
     if 2 * tokens * config.top_k <= config.count:
         return tokens * config.top_k, 1
     return config.count, capacity(config, platform, tokens)
@@ -110,7 +110,7 @@ def _ffn(activation: str, product: Callable[[jax.Array, jax.Array], jax.Array], 
 Ffn = Callable[[Callable[[jax.Array, jax.Array], jax.Array], jax.Array, Matrices], jax.Array]
 """`_ffn` but for the activation's name."""
 Form = Callable[[Ffn, jax.Array, jax.Array, Matrices], jax.Array]
-"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> what it makes of it, [n * k, D]."""
+"""Tokens [n, D] and the expert of each pair [n * k], those of a token together -> each expert's output, [n * k, D]."""
 
 
 def _one_by_one(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrices) -> jax.Array:
@@ -150,11 +150,11 @@ def _in_rounds(ffn: Ffn, tokens: jax.Array, expert: jax.Array, matrices: Matrice
     k = pairs // len(tokens)
     of = expert[:, None] == jnp.arange(count)[None, :]
     before = jnp.cumsum(of.astype(jnp.int32), axis=0)
-    turn = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
+    rank = jnp.take_along_axis(before, expert[:, None], axis=1)[:, 0] - 1  # which of its expert's pairs each is
     rounds = (jnp.max(before[-1]) + capacity - 1) // capacity
 
     def one_round(i: jax.Array, done: jax.Array) -> jax.Array:
-        seat = turn - i * capacity
+        seat = rank - i * capacity
         now = (seat >= 0) & (seat < capacity)
         at = jnp.where(now, expert * capacity + seat, count * capacity)
         seated = jnp.full(count * capacity, pairs, jnp.int32).at[at].set(jnp.arange(pairs), mode="drop")

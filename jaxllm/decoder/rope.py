@@ -12,7 +12,7 @@ from jaxllm.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int, *, longer: bool = False) -> np.ndarray:
-    """[H/2] float32 rotation per position of each pair, where H numbers of a head turn.
+    """[H/2] float32 rotation per position of each pair, where H numbers of a head rotate.
 
     `longer`: those of longrope for rows that exceed the trained context; of `dynamic` they depend on the row's length.
     """
@@ -38,11 +38,11 @@ def _llama3(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:
 
 
 def _yarn(rope: RopeConfig, plain: np.ndarray, head_dim: int) -> np.ndarray:
-    """YaRN (Peng et al. 2023): pairs that turn often are kept, slow ones are divided by `factor`, a ramp between."""
+    """YaRN (Peng et al. 2023): pairs that rotate often are kept, slow ones are divided by `factor`, a ramp between."""
 
     def pair_of(rotations: float) -> float:
-        turns = rope.original_max_position / (rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+        positions_per_radian = rope.original_max_position / (rotations * 2 * math.pi)
+        return head_dim * math.log(positions_per_radian) / (2 * math.log(rope.theta))
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
     if rope.truncate:
@@ -56,7 +56,7 @@ def _yarn(rope: RopeConfig, plain: np.ndarray, head_dim: int) -> np.ndarray:
 def rope_angles(rope: RopeConfig, head_dim: int, positions: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, R/2] float32 for `positions` [B, T] of rows that are `lengths` [B] tokens long so far.
 
-    R of a head's numbers are turned.
+    R of a head's numbers are rotated.
     """
     head_dim = rope.rotary_dim(head_dim)
     frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))[None, None, :]
@@ -79,12 +79,12 @@ def _dynamic(rope: RopeConfig, head_dim: int, lengths: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn the pairs (i, i + R/2) of `x` [B, T, N, H] by the angles [B, T, R/2] (Su et al. 2021, in the half-split order).
+    """Rotate the pairs (i, i + R/2) of `x` [B, T, N, H] by the angles [B, T, R/2] (Su et al. 2021, in the half-split order).
 
     What is beyond R in a head stays.
     """
     pairs = cos.shape[-1]
     first, second = jnp.split(x[..., : 2 * pairs], 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned if x.shape[-1] == 2 * pairs else [*turned, x[..., 2 * pairs :]], axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated if x.shape[-1] == 2 * pairs else [*rotated, x[..., 2 * pairs :]], axis=-1)

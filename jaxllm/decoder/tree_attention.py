@@ -2,7 +2,7 @@
 
 Two forms of the same sum, both in tiles so that the cost follows the trees and not the row: a query tile sees its own and those
 before it, often far before it, that hold the path above, and the host lists them. On a CPU a loop goes over the pairs of tiles.
-On a GPU such a loop would wait for the host in every turn: each query tile reads as many tiles as the longest list has, a number
+On a GPU such a loop would wait for the host in every pass: each query tile reads as many tiles as the longest list has, a number
 that the program is compiled for. (Reading every tile between the first and its own would be ten times as many: all trees of
 LLaMA's tokenizer begin with one token.) A tile's result takes the place of its queries: XLA would make the zeros for the results
 of all layers at once, before the first.
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.decoder.attention import LOW, Attend, Softmax
+from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
 from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.layers import dot
 from sharding.layout import Layout
@@ -32,10 +32,13 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(query, np.arange(len(reach) + 1)).astype(np.int32), key.astype(np.int32)
 
 
-def over_trees(layout: Layout, batch: PackedBatch, width: int, softmax: Softmax) -> Attend:
-    """Tokens see their ancestors and themselves. `width`: key tiles that any query tile sees, at most; a CPU needs none."""
+def over_trees(layout: Layout, batch: PackedBatch, width: int, spec: AttentionSpec) -> Attend:
+    """Attention in which tokens see their ancestors and themselves.
+
+    `width`: the most key tiles that any query tile sees; a CPU needs none.
+    """
     rows, heads = layout.spec(("rows", None)), layout.spec(("rows", None, "heads", None))
-    one = partial(by_pairs, softmax) if layout.platform == "cpu" else partial(by_lists, softmax, width)
+    one = partial(by_pairs, spec) if layout.platform == "cpu" else partial(by_lists, spec, width)
 
     def local(*arrays: jax.Array) -> jax.Array:
         return jnp.stack([one(*row) for row in zip(*arrays, strict=True)])
@@ -58,7 +61,7 @@ def _untiled(y: jax.Array) -> jax.Array:
 
 
 def by_pairs(
-    softmax: Softmax,
+    spec: AttentionSpec,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -76,13 +79,13 @@ def by_pairs(
         def key_tile(pair: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
             top, total, y = state
             j = key_tiles[pair]
-            scores = softmax.capped(dot("kqh,khs->kqs", q[i], k[j]))
+            scores = spec.capped(dot("kqh,khs->kqs", q[i], k[j]))
             row, column = i * TILE + index[:, None], j * TILE + index[None, :]
-            seen = (column <= row) & (row < end[j][None, :]) & _near(softmax, position[i], position[j])
+            seen = (column <= row) & (row < end[j][None, :]) & _near(spec, position[i], position[j])
             scores = jnp.where(seen[None, None], scores.reshape(heads, -1, TILE, TILE), -jnp.inf).reshape(scores.shape)
             new_top = jnp.maximum(top, scores.max(axis=-1))
-            p = jnp.exp((scores - new_top[..., None]) * softmax.rest)
-            fade = jnp.exp((top - new_top) * softmax.rest)
+            p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
+            fade = jnp.exp((top - new_top) * spec.post_max_scale)
             new = dot("kqs,ksh->kqh", p.astype(v.dtype), v[j])
             return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
 
@@ -94,13 +97,13 @@ def by_pairs(
     return _untiled(jax.lax.fori_loop(0, len(q), query_tile, q))
 
 
-def _near(softmax: Softmax, query: jax.Array, key: jax.Array) -> jax.Array | bool:
-    """Which positions [S] are in the window of which others [T], as [T, S]."""
-    return True if softmax.window is None else softmax.sees(query[:, None], key[None, :])
+def _near(spec: AttentionSpec, query: jax.Array, key: jax.Array) -> jax.Array | bool:
+    """Mask [T, S]: the key position [S] is in the window of the query position [T]; True without a window."""
+    return True if spec.window is None else spec.mask(query[:, None], key[None, :])
 
 
 def by_lists(
-    softmax: Softmax,
+    spec: AttentionSpec,
     width: int,
     q: jax.Array,
     k: jax.Array,
@@ -120,14 +123,14 @@ def by_lists(
         pair = first[i] + jnp.arange(width)
         j = jnp.take(key_tiles, pair, mode="clip")  # M
         key, value = (jnp.take(x, j, axis=1, mode="clip").reshape(heads, width * TILE, -1) for x in (k, v))
-        scores = softmax.capped(dot("kqh,ksh->kqs", q[i], key))
+        scores = spec.capped(dot("kqh,ksh->kqs", q[i], key))
         column = (j[:, None] * TILE + index[None, :]).reshape(1, -1)
         expiry = jnp.where((pair < first[i + 1])[:, None], jnp.take(end, j, axis=0, mode="clip"), 0).reshape(1, -1)
         row = (i * TILE + index)[:, None]
         seen = (column <= row) & (row < expiry)
-        seen &= _near(softmax, position[i], jnp.take(position, j, axis=0, mode="clip").reshape(-1))
+        seen &= _near(spec, position[i], jnp.take(position, j, axis=0, mode="clip").reshape(-1))
         scores = jnp.where(seen[None, None], scores.reshape(heads, -1, *seen.shape), -jnp.inf).reshape(scores.shape)
-        p = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * softmax.rest)
+        p = jnp.exp((scores - scores.max(axis=-1, keepdims=True)) * spec.post_max_scale)
         y = dot("kqs,ksh->kqh", p.astype(v.dtype), value) / p.sum(axis=-1, keepdims=True)
         return q.at[i].set(y.astype(q.dtype))
 

@@ -1,4 +1,4 @@
-"""What stands between a question's query and a choice, put before the choice and scored with it.
+"""The delimiter between a question's query and a choice, put before the choice and scored with it.
 
 lm-eval puts its `target_delimiter`, a space by default, before every choice. Files also come with the space in the choices or at
 the query's end; a second one is scored without complaint, up to 13 nats away. So by default there is a space only where neither
@@ -23,7 +23,7 @@ def delimiter_for(query: str, choice: str, given: str | None) -> str:
 
 
 def describe(pairs: Sequence[tuple[str, str]], given: str | None) -> str:
-    """What stands before the choices of these (query, choice), in a line."""
+    """A line that says which delimiters stand before the choices of these (query, choice)."""
     if given is not None:
         return f"delimiter: {given!r} before each of {len(pairs)} choices"
     reasons = Counter(_own_space(*pair) for pair in pairs)
@@ -35,7 +35,7 @@ def describe(pairs: Sequence[tuple[str, str]], given: str | None) -> str:
 
 
 def _own_space(query: str, choice: str) -> str:
-    """Why no space is put between them; empty where one is."""
+    """The reason for which no space is put between them; empty where one is."""
     if not query:
         return "the query is empty"
     if query[-1].isspace():

@@ -103,7 +103,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
-    """Over the questions that have been answered."""
+    """Accuracy over the questions that have been answered."""
     right, right_norm = np.zeros((2, len(answers)))
     for i, answer in enumerate(answers):
         question = questions[answer.index]
@@ -118,7 +118,7 @@ def _stderr(values: np.ndarray) -> float:
 
 
 def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, delimiter: str | None, truncate: bool) -> Packing:
-    """What will run for those questions that are left, in the steps in which it would run for all of them."""
+    """Pack all questions, and keep the steps that score those `left` (indices): they give the same bits as in a whole run."""
     requests = [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
     packing = llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
     starts = _starts(questions)
@@ -146,7 +146,7 @@ def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterat
 
 
 class Results:
-    """Answers in a file of JSON lines, the first of which says of what run; each is on the disk before the next is written.
+    """Answers in a file of JSON lines, the first of which identifies the run; each is on the disk before the next is written.
 
     Raises RequestError for a file that holds another run, or anything else.
     """
@@ -232,7 +232,7 @@ def hellaswag(folder: Path) -> Path:
 
 
 def _cleaned(text: str) -> str:
-    """Without the marks that WikiHow articles left."""
+    """The text without the marks that WikiHow articles left."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

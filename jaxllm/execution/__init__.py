@@ -1,1 +1,1 @@
-"""Jitted steps over the decoder: which programs there are, what they are given, sampling, compilation."""
+"""Jitted steps over the decoder: their programs and batches, sampling, compilation."""

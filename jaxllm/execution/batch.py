@@ -18,8 +18,8 @@ from sharding.layout import Layout
 TARGETS = 4  # ids that can be asked for at one token of a scoring step; more of them take the token to the head again
 
 
-class Randomness(NamedTuple):
-    """How rows that sample do so.
+class SamplingFilters(NamedTuple):
+    """Temperature, filters and seed of the rows that sample.
 
     Attributes:
       temperature: [B] float32, 0 is greedy.
@@ -36,8 +36,8 @@ class Randomness(NamedTuple):
     min_p: Array
 
 
-class Controls(NamedTuple):
-    """What changes a row's logits before a token is chosen.
+class LogitsPenalties(NamedTuple):
+    """Changes to a row's logits before a token is chosen.
 
     Attributes:
       min_tokens: [B] int32, stop ids cannot be chosen before so many tokens.
@@ -53,7 +53,7 @@ class Controls(NamedTuple):
 
 
 class SamplingBatch(NamedTuple):
-    """How each of B rows chooses its next token. `random` and `controls` are None when no row needs them, and cost nothing then.
+    """The choice of each of B rows' next token. `filters` and `penalties` are None, and cost nothing, when no row needs them.
 
     Attributes:
       count: [B] int32, how many tokens the row has generated; the counter of its random stream.
@@ -62,8 +62,8 @@ class SamplingBatch(NamedTuple):
 
     count: Array
     stop_ids: Array
-    random: Randomness | None = None
-    controls: Controls | None = None
+    filters: SamplingFilters | None = None
+    penalties: LogitsPenalties | None = None
 
 
 class DecodeBatch(NamedTuple):
@@ -74,8 +74,8 @@ class DecodeBatch(NamedTuple):
       position: [R] int32, where it will stand.
       live: [R] bool, rows that decode; the others are carried along.
       remaining: [R] int32, how many tokens the row may still generate.
-      sampling: how they are chosen.
-      limit: [] int32, at most so many steps in this call.
+      sampling: the choice of each row's tokens.
+      limit: [] int32, most steps in this call.
       until_any: [] bool, return as soon as any row has stopped (someone waits for its slot).
     """
 
@@ -131,9 +131,9 @@ def empty_decode_batch(rows: int, sampling: SamplingBatch) -> DecodeBatch:
 
 
 def empty_sampling_batch(
-    rows: int, stop_ids: int = 0, *, random: bool = False, controls: bool = False, vocab_size: int = 0
+    rows: int, stop_ids: int = 0, *, filters: bool = False, penalties: bool = False, vocab_size: int = 0
 ) -> SamplingBatch:
-    """Greedy choices in `rows` rows that nothing stops; with `random` and `controls` the arrays that change that, at rest.
+    """Greedy choices in `rows` rows that nothing stops; with `filters` and `penalties` the arrays that change that, at rest.
 
     `stop_ids`: room for so many in a row, at least.
     """
@@ -143,16 +143,16 @@ def empty_sampling_batch(
 
     width = max(STOP_ID_WIDTH, power_of_two(stop_ids))
     how = what = None
-    if random:
-        how = Randomness(column(np.float32), column(np.uint32), column(np.int32), column(np.float32, 1), column(np.float32))
-    if controls:
+    if filters:
+        how = SamplingFilters(column(np.float32), column(np.uint32), column(np.int32), column(np.float32, 1), column(np.float32))
+    if penalties:
         seen, bias = np.zeros((rows, vocab_size), bool), np.zeros((rows, vocab_size), np.float32)
-        what = Controls(column(np.int32), column(np.float32, 1), seen, bias)
+        what = LogitsPenalties(column(np.int32), column(np.float32, 1), seen, bias)
     return SamplingBatch(column(np.int32), np.full((rows, width), -1, np.int32), how, what)
 
 
 def batch_shardings(layout: Layout, batch: Any) -> Any:
-    """How a batch is laid out: rows over the `data` axis, numbers on every device."""
+    """Shardings of a batch: rows over the `data` axis, numbers on every device."""
     rows, whole = layout.sharding(("rows",)), layout.sharding(())
     return jax.tree.map(lambda x: rows if np.ndim(x) else whole, batch)
 
@@ -167,8 +167,8 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
     """A scoring step's batch with nothing in it.
 
     Args:
-      length: tokens of the row on each part of the data axis.
-      scored: how many of them may go to the head.
+      length: tokens of the row on each data shard.
+      scored: most of them that go to the head.
     """
     data, tiles = layout.data, length // TILE
 

@@ -16,7 +16,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class CacheLadder:
-    """Rungs up to `max_rows`, a multiple of the data axis, and `max_length`, one of the cache's block."""
+    """The shapes up to `max_rows`, a multiple of the data axis, and `max_length`, one of the cache's block."""
 
     layout: Layout
     max_rows: int
@@ -27,19 +27,19 @@ class CacheLadder:
         return cls(layout, round_up(max_num_seqs, layout.data), cache_length(max_model_len, kv.BLOCK))
 
     def shape(self, slots: int, length: int) -> Shape:
-        """The least that has so many rows and positions."""
+        """The smallest shape with so many rows and positions."""
         rows = row_bucket(slots, self.max_rows, self.layout.data)
-        return rows, kv.positions(self.layout, rows, length_bucket(length, self.max_length, kv.BLOCK))
+        return rows, kv.padded_length(self.layout, rows, length_bucket(length, self.max_length, kv.BLOCK))
 
     def climb(self, now: Shape, slots: int, length: int) -> Iterator[Shape]:
         """The shapes on the way from `now` to one that has as much too: rung by rung, for there to be few programs."""
         rows, positions = now
         while rows < slots:
             rows = row_bucket(rows + 1, self.max_rows, self.layout.data)
-            positions = kv.positions(self.layout, rows, positions)
+            positions = kv.padded_length(self.layout, rows, positions)
             yield rows, positions
         while positions < length:
-            positions = kv.positions(self.layout, rows, length_bucket(positions + 1, self.max_length, kv.BLOCK))
+            positions = kv.padded_length(self.layout, rows, length_bucket(positions + 1, self.max_length, kv.BLOCK))
             yield rows, positions
 
     def reachable(self) -> dict[Shape, list[Shape]]:

@@ -99,7 +99,7 @@ class WholeEntries(lru_cache.LRUCache):
 
 @cache
 def _warn(line: str) -> None:
-    """Once in a process."""
+    """Log a warning, once in a process."""
     logging.getLogger("jaxllm").warning(line)
 
 

@@ -1,7 +1,8 @@
 """The LM head for scoring: log-probabilities of given ids at given tokens, never all logits at once.
 
-Only the tokens asked for reach the head, a chunk of them at a time, each device with its part of the vocabulary: a chunk's logits
-are reduced to their log-sum-exp, their maximum and the targets' own, in float32, before the next chunk's take their memory.
+Only the tokens asked for reach the head, a chunk of them at a time, each device with its shard of the vocabulary. A chunk's
+logits are reduced to their log-sum-exp, their maximum and the targets' own, in float32, before the next chunk's take their
+memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CHUNK = 128  # tokens
 
 
 def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Scored:
-    """Last hidden states [B, T, D] of the batch's tokens -> what the batch asks for."""
+    """Last hidden states [B, T, D] of the batch's tokens -> log-probabilities of its targets."""
     layout, vocab = model.layout, model.config.vocab_size
     rows = layout.spec(("rows", None, None))
 
@@ -46,7 +47,7 @@ def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Score
 
 
 def _reduce(logits: jax.Array, own: jax.Array, targets: jax.Array) -> Scored:
-    """logits [C, own part of V], the ids of that part, targets [C, M] -> [C, M]. Runs on each device of the model axis."""
+    """logits [C, own shard of V], the ids of that shard, targets [C, M] -> [C, M]. Runs on each device of the model axis."""
     top = jax.lax.pmax(jnp.max(logits, axis=-1, keepdims=True), "model")
     total = jax.lax.psum(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True), "model")
     here = (targets >= own[0]) & (targets <= own[-1])

@@ -9,15 +9,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxllm.execution.batch import Controls, Logprobs, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.batch import LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
 
 
 def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None) -> Sampled:
     """logits [B, V] float32 -> a token for each row, and log-probabilities with so many alternatives, unless None."""
-    adjusted = logits if batch.controls is None else adjust(logits, batch.controls, batch)
+    adjusted = logits if batch.penalties is None else adjust(logits, batch.penalties, batch)
     token = _argmax(adjusted)
-    if batch.random is not None:
-        token = jnp.where(batch.random.temperature > 0, _draw(adjusted, batch.random, batch.count), token)
+    if batch.filters is not None:
+        token = jnp.where(batch.filters.temperature > 0, _draw(adjusted, batch.filters, batch.count), token)
     return Sampled(token, None if top_logprobs is None else _logprobs(logits, token, top_logprobs))
 
 
@@ -37,39 +37,39 @@ def _logprobs(logits: jax.Array, token: jax.Array, top: int) -> Logprobs:
     return Logprobs(chosen[:, 0], rank, ids, values)
 
 
-def adjust(logits: jax.Array, controls: Controls, batch: SamplingBatch) -> jax.Array:
+def adjust(logits: jax.Array, penalties: LogitsPenalties, batch: SamplingBatch) -> jax.Array:
     """Logits [B, V] after bias, minimum length and repetition penalty (Keskar et al. 2019)."""
-    logits = logits + controls.bias
+    logits = logits + penalties.bias
     row = jnp.arange(logits.shape[0])[:, None]
     stop_ids = jnp.where(batch.stop_ids < 0, logits.shape[-1], batch.stop_ids)  # padding falls off the end
     unstoppable = logits.at[row, stop_ids].set(-jnp.inf, mode="drop")
-    logits = jnp.where((batch.count < controls.min_tokens)[:, None], unstoppable, logits)
-    penalty = controls.penalty[:, None]
-    return jnp.where(controls.seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    logits = jnp.where((batch.count < penalties.min_tokens)[:, None], unstoppable, logits)
+    penalty = penalties.penalty[:, None]
+    return jnp.where(penalties.seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def _draw(logits: jax.Array, random: Randomness, count: jax.Array) -> jax.Array:
+def _draw(logits: jax.Array, filters: SamplingFilters, count: jax.Array) -> jax.Array:
     """A token [B] by the row's temperature, filters and own random stream."""
     # From the maximum, so that a temperature near 0 overflows to -inf alone and the likeliest token stays.
     scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = scaled / jnp.where(random.temperature > 0, random.temperature, 1)[:, None]
-    filtered = jnp.any(random.top_k > 0) | jnp.any(random.top_p < 1) | jnp.any(random.min_p > 0)
-    scaled = jax.lax.cond(filtered, lambda x: _filter(x, random), lambda x: x, scaled)
+    scaled = scaled / jnp.where(filters.temperature > 0, filters.temperature, 1)[:, None]
+    filtered = jnp.any(filters.top_k > 0) | jnp.any(filters.top_p < 1) | jnp.any(filters.min_p > 0)
+    scaled = jax.lax.cond(filtered, lambda x: _filter(x, filters), lambda x: x, scaled)
 
     def noise(seed: jax.Array, count: jax.Array) -> jax.Array:
         # The stream is the request's own: its seed and how far it has come, never its slot or its neighbours.
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), count), logits.shape[1:], jnp.float32)
 
-    return _argmax(scaled + jax.vmap(noise)(random.seed, count))
+    return _argmax(scaled + jax.vmap(noise)(filters.seed, count))
 
 
-def _filter(logits: jax.Array, random: Randomness) -> jax.Array:
+def _filter(logits: jax.Array, filters: SamplingFilters) -> jax.Array:
     """-inf wherever min-p, top-k and then top-p drop a token."""
-    floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(random.min_p)[:, None]
+    floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(filters.min_p)[:, None]
     logits = jnp.where(logits >= floor, logits, -jnp.inf)
-    k = jnp.where(random.top_k > 0, random.top_k, logits.shape[-1]).astype(jnp.float32)
+    k = jnp.where(filters.top_k > 0, filters.top_k, logits.shape[-1]).astype(jnp.float32)
     logits = _keep(logits, jnp.ones_like(logits), k)
-    return _keep(logits, jax.nn.softmax(logits, axis=-1), jnp.where(random.top_p < 1, random.top_p, 2.0))
+    return _keep(logits, jax.nn.softmax(logits, axis=-1), jnp.where(filters.top_p < 1, filters.top_p, 2.0))
 
 
 def _keep(logits: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:

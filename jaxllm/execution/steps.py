@@ -1,8 +1,8 @@
 """The jitted steps: functions of (parameters, cache, batch) that consume the cache and return it.
 
-Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row and
-turn, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's structure is
-fixed here, once.
+Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row
+and step, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's
+structure is fixed here, once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_STEPS = 64  # tokens a row can gain in one decode call
 
 
 class DecodeLoop(NamedTuple):
-    """What one turn of the decode loop hands to the next."""
+    """The state that one step of the decode loop hands to the next."""
 
     step: jax.Array
     cache: Cache
@@ -42,7 +42,7 @@ class DecodeLoop(NamedTuple):
 
 
 def compiler_options(layout: Layout) -> dict[str, Any]:
-    """What XLA is told beside the program."""
+    """XLA's options for every step's program."""
     if layout.capability < AMPERE:
         # Merging products that share an input would, without Triton kernels, copy their weights together in every step.
         return {"xla_gpu_dot_merger_threshold_mb": 0}
@@ -57,7 +57,7 @@ def compiler_options(layout: Layout) -> dict[str, Any]:
 
 
 def scoring_options(layout: Layout) -> dict[str, Any]:
-    """What XLA is told beside a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
+    """XLA's further options for a scoring program: before Hopper it gathers weights ahead of their use only when asked to.
 
     The estimator matters: without it, XLA takes a gather for so slow that it begins those of the first layers all at once.
     """
@@ -119,17 +119,17 @@ class Steps:
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None
     ) -> tuple[Cache, Sampled, jax.Array]:
         """Up to `batch.limit` tokens a row -> cache, samples [MAX_STEPS, R], steps taken."""
-        turn = partial(self._turn, self.model(leaves), batch, top_logprobs)
-        end = jax.lax.while_loop(partial(_goes_on, batch), turn, _start(cache, batch, top_logprobs))
+        decode_step = partial(self._decode_step, self.model(leaves), batch, top_logprobs)
+        end = jax.lax.while_loop(partial(_goes_on, batch), decode_step, _start(cache, batch, top_logprobs))
         return end.cache, end.outputs, end.step
 
-    def _turn(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
+    def _decode_step(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
         """One token for every live row."""
         tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
         hidden, cache = model(tokens, now.cache)
         sampling = batch.sampling._replace(count=now.generated)
-        if sampling.controls is not None:
-            sampling = sampling._replace(controls=sampling.controls._replace(seen=now.seen))
+        if sampling.penalties is not None:
+            sampling = sampling._replace(penalties=sampling.penalties._replace(seen=now.seen))
         new = self._sample(model, hidden[:, 0], sampling, top_logprobs)
         step = now.live.astype(jnp.int32)
         remaining = now.remaining - step
@@ -170,7 +170,7 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> Decode
     logprobs = None
     if n is not None:
         logprobs = Logprobs(empty(jnp.float32), empty(jnp.int32), empty(jnp.int32, n), empty(jnp.float32, n))
-    controls = batch.sampling.controls
+    penalties = batch.sampling.penalties
     return DecodeLoop(
         step=jnp.int32(0),
         cache=cache,
@@ -179,7 +179,7 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> Decode
         live=jnp.asarray(batch.live),
         remaining=jnp.asarray(batch.remaining),
         generated=jnp.asarray(batch.sampling.count),
-        seen=None if controls is None else jnp.asarray(controls.seen),
+        seen=None if penalties is None else jnp.asarray(penalties.seen),
         outputs=Sampled(empty(jnp.int32), logprobs),
         stopped=jnp.bool_(False),
     )

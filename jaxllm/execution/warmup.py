@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from jaxllm.buckets import chunk_rungs
 from jaxllm.execution import programs
 from jaxllm.execution.cache_shapes import CacheLadder
-from jaxllm.execution.programs import Program
+from jaxllm.execution.programs import StepProgram
 from jaxllm.execution.steps import Steps
 
 
-def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool = True) -> list[Program]:
+def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool = True) -> list[StepProgram]:
     """Programs for prompts and answers up to `max_model_len` tokens in up to `max_num_seqs` sequences, the smallest first.
 
-    Those of greedy decoding, and with `random` those that sample; requests for log-probabilities, penalties and the like have
+    Greedy decoding's, and with `random` also those that sample. Requests for log-probabilities, penalties and the like have
     programs of their own, which are compiled when they are first needed.
     """
     ladder = CacheLadder.of(steps.layout, max_num_seqs, max_model_len)
-    found: list[Program] = []
+    found: list[StepProgram] = []
     for shape, higher in ladder.reachable().items():
         found += programs.empty_cache(steps, *shape)
         for target in higher:
@@ -32,7 +32,7 @@ def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool 
     return found
 
 
-def compile_all(found: list[Program], done: Callable[[Program], None]) -> None:
+def compile_all(found: list[StepProgram], done: Callable[[StepProgram], None]) -> None:
     """Compile them, as many at once as the host has cores; `done` is called after each, on this thread."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = {pool.submit(program.compile): program for program in found}

@@ -9,10 +9,10 @@ import numpy as np
 from jaxllm.buckets import chunk_bucket
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.execution.batch import (
-    Controls,
     DecodeBatch,
-    Randomness,
+    LogitsPenalties,
     SamplingBatch,
+    SamplingFilters,
     empty_decode_batch,
     empty_sampling_batch,
     empty_token_batch,
@@ -68,35 +68,35 @@ def sampling_inputs(sequences: Listed[Sequence | None], vocab_size: int) -> Samp
     batch = empty_sampling_batch(
         len(sequences),
         max(len(s.stop_ids) for s in here),
-        random=any(s.params.temperature > 0 for s in here),
-        controls=any(_has_controls(s) for s in here),
+        filters=any(s.params.temperature > 0 for s in here),
+        penalties=any(_has_penalties(s) for s in here),
         vocab_size=vocab_size,
     )
     for row, sequence in enumerate(sequences):
         if sequence is not None:
             batch.count[row] = len(sequence.tokens)
             batch.stop_ids[row, : len(sequence.stop_ids)] = sequence.stop_ids
-            if batch.random is not None:
-                _fill_random(batch.random, row, sequence)
-            if batch.controls is not None:
-                _fill_controls(batch.controls, row, sequence)
+            if batch.filters is not None:
+                _fill_filters(batch.filters, row, sequence)
+            if batch.penalties is not None:
+                _fill_penalties(batch.penalties, row, sequence)
     return batch
 
 
-def _fill_random(random: Randomness, row: int, sequence: Sequence) -> None:
+def _fill_filters(filters: SamplingFilters, row: int, sequence: Sequence) -> None:
     params = sequence.params
-    random.temperature[row], random.seed[row] = params.temperature, sequence.seed
-    random.top_k[row], random.top_p[row], random.min_p[row] = max(params.top_k, 0), params.top_p, params.min_p
+    filters.temperature[row], filters.seed[row] = params.temperature, sequence.seed
+    filters.top_k[row], filters.top_p[row], filters.min_p[row] = max(params.top_k, 0), params.top_p, params.min_p
 
 
-def _has_controls(sequence: Sequence) -> bool:
+def _has_penalties(sequence: Sequence) -> bool:
     params = sequence.params
     return params.min_tokens > 0 or params.repetition_penalty != 1 or bool(params.logit_bias)
 
 
-def _fill_controls(controls: Controls, row: int, sequence: Sequence) -> None:
+def _fill_penalties(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
     params = sequence.params
-    controls.min_tokens[row], controls.penalty[row] = params.min_tokens, params.repetition_penalty
-    controls.seen[row, sequence.prompt + sequence.tokens] = True
+    penalties.min_tokens[row], penalties.penalty[row] = params.min_tokens, params.repetition_penalty
+    penalties.seen[row, sequence.prompt + sequence.tokens] = True
     for token, bias in (params.logit_bias or {}).items():
-        controls.bias[row, token] = bias
+        penalties.bias[row, token] = bias

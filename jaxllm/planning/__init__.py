@@ -1,1 +1,1 @@
-"""What a model needs on given devices, before it is loaded: layouts, memory, time."""
+"""Layouts, memory and time of a model on given devices, before it is loaded."""

@@ -1,4 +1,4 @@
-"""What the compiler makes of a layout's steps: bytes, collectives, copies, what is hidden behind what."""
+"""Bytes, collectives, copies and overlaps of a layout's compiled steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxllm.decoder.kv_cache import BLOCK
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
-from sharding.hlo import COLLECTIVES, Program, analyse
+from sharding.hlo import COLLECTIVES, HloProgram, analyse
 from sharding.layout import Layout
 
 WIDTH = 8  # tiles that a tile of a scoring step sees, as most do
@@ -24,11 +24,11 @@ SMALL = 1 << 20  # bytes; copies below are none of a weight
 
 @dataclass(frozen=True)
 class Collectives:
-    """Of one kind in a program; one in a loop counts once.
+    """The collectives of one kind in a program; one in a loop counts once.
 
     Attributes:
-      nbytes: of the larger sides on one device, all together.
-      hidden: how many have work between their start and their end.
+      nbytes: bytes of their larger sides on one device, summed.
+      hidden: number with work between their start and their end.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Collectives:
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """Bytes are those of one device; `alias_bytes` of the arguments are updated in place."""
+    """A step as compiled. Bytes are those of one device; `alias_bytes` of the arguments are updated in place."""
 
     name: str
     argument_bytes: int
@@ -54,7 +54,7 @@ class CompiledStep:
 
 
 def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callable[[str], None]) -> list[CompiledStep]:
-    """Compile a prefill, decoding and a scoring step for the layout's devices. `say` is called with each one's name before.
+    """Compile a prefill, decoding and a scoring step for the layout's devices. `say` is called before each, with its name.
 
     Raises RuntimeError where the devices' compiler is missing.
     """
@@ -72,7 +72,7 @@ def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callabl
     return found
 
 
-def _read(name: str, program: Program, seconds: float) -> CompiledStep:
+def _read(name: str, program: HloProgram, seconds: float) -> CompiledStep:
     memory = program.memory
     assert memory is not None, "every compiler here tells"
     collectives = []

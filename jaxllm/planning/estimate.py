@@ -1,4 +1,4 @@
-"""What each layout would cost on some devices, which need not be there: bytes, what fits, seconds a step."""
+"""Costs of each layout on some devices, which need not be there: bytes, the batches that fit, seconds a step."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PROMPT = MAX_CHUNK  # tokens
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of decoding.
+    """One decode step.
 
     Attributes:
       batch: sequences, on all devices together.
-      flops: of one device.
-      nbytes: of weights and cache that one device reads.
-      seconds: of it, in all and in collectives.
+      flops: FLOPs of one device.
+      nbytes: bytes of weights and cache that one device reads.
+      seconds: the step's time; `collective_seconds` of it in collectives.
     """
 
     batch: int
@@ -50,14 +50,14 @@ class Estimate:
     """A layout's costs; bytes are those of one device.
 
     Attributes:
-      cache_bytes: of one sequence as long as the model allows.
-      generate_bytes, score_bytes: about what a step needs beside weights and cache.
-      sequences: most of that length that fit, all devices together; 0 where none does.
+      cache_bytes: bytes of one sequence as long as the model allows.
+      generate_bytes, score_bytes: about the bytes a step needs beside weights and cache.
+      sequences: most sequences of that length that fit, all devices together; 0 where none does.
       longest: tokens of the longest single sequence that fits.
       scores: whether scoring fits.
       first_token: seconds for a prompt of PROMPT tokens; None without the hardware's rates, as all that follows.
-      steps: decoding, CONTEXT positions in the cache.
-      hellaswag: seconds of scoring its HELLASWAG tokens, whatever the model's own tokenizer makes of them.
+      steps: decode steps with CONTEXT positions in the cache.
+      hellaswag: seconds to score HELLASWAG tokens; the model's own tokenizer may give another number.
     """
 
     layout: str
@@ -84,7 +84,7 @@ class Estimate:
 
 
 def estimates(config: ModelConfig, devices: list[Any], dtype: str, rates: Hardware | None) -> list[Estimate]:
-    """Of every layout over these devices."""
+    """An estimate for every layout over these devices; without `rates` none of their times are known."""
     return [_estimate(config, make_layout(name, devices, config.hidden_size), dtype, rates) for name in layouts(len(devices))]
 
 
@@ -115,7 +115,7 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
     )
 
 
-MOST_SEQUENCES = 1 << 12  # on each part of the data axis
+MOST_SEQUENCES = 1 << 12  # on each data shard
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -1,4 +1,4 @@
-"""What the devices that are here can do, measured once and kept: the rates of a plan `--on here`."""
+"""Rates of the devices that are here, measured once and kept, for a plan `--on here`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.attention import Softmax, attend
+from jaxllm.decoder.attention import AttentionSpec, attend
 from jaxllm.decoder.layers import dot
 from sharding.hardware import Hardware
 from sharding.mesh import device_memory
@@ -64,7 +64,7 @@ def _key(devices: list[jax.Device], dtype: str) -> str:
 
 
 def measure(devices: list[jax.Device], dtype: str) -> Hardware:
-    """Copies, products of few and of many rows, and exchanges."""
+    """Measure the rates of copies, of products with few and with many rows, and of exchanges."""
     mesh = _mesh(devices)
     width, count = (WIDTH // 4, 64 // len(devices)) if devices[0].platform == "cpu" else (2 * WIDTH, 2)
     weights = [_filled(mesh, (width, width), dtype) for _ in range(count)]
@@ -115,7 +115,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> float:
-    """Of so many rows with one matrix after another, as in a model."""
+    """Seconds to multiply `rows` rows with one weight after another, as in a model."""
     x = _filled(mesh, (rows, weights[0].shape[1]), dtype)
 
     def local(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
@@ -128,7 +128,7 @@ def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> flo
 
 
 def copy_rate(devices: list[jax.Device]) -> float:
-    """Bytes a second, read and written, when each device copies its part of an array that no cache holds."""
+    """Bytes a second, read and written, when each device copies its shard of an array that no cache holds."""
     mesh = _mesh(devices)
     x = _filled(mesh, ((1 << 26) // mesh.size,), jnp.float32)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, or the time is that of finding fresh memory
@@ -151,7 +151,7 @@ def _cache_rate(mesh: Mesh, dtype: str) -> float:
     values = keys.swapaxes(3, 4)
     start = jnp.full(len(q), blocks * kv.BLOCK - 1, jnp.int32)
     spec = P("all")
-    one = partial(attend, softmax=Softmax(head_dim**-0.5, 0, None), platform=platform)
+    one = partial(attend, spec=AttentionSpec(head_dim**-0.5, 0, None), platform=platform)
     step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))
     return 2 * keys.nbytes / mesh.size / _seconds(lambda: step(q, keys, values, start))
 
@@ -187,7 +187,7 @@ def _exchange(mesh: Mesh) -> tuple[float, float, float]:
         return jax.lax.psum(x, "all") / n
 
     def gather(x: jax.Array) -> jax.Array:
-        """All parts, of which another's goes on: XLA would not gather for its own."""
+        """Gather all shards and keep another device's: for its own XLA would not gather."""
         return jax.lax.dynamic_index_in_dim(jax.lax.all_gather(x, "all"), (jax.lax.axis_index("all") + 1) % n, keepdims=False)
 
     hop = seconds(SMALL, EXCHANGES, reduce)

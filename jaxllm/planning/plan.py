@@ -1,4 +1,4 @@
-"""What a run needs on each device, and which layout it takes, before anything is allocated."""
+"""The memory of a run on each device, and the layout it takes, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sharding.layout import AMPERE, Layout, capability, make_layout
 from sharding.mesh import device_memory
 from sharding.padding import round_up
 
-USABLE = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
+MEMORY_UTILIZATION = 0.92  # of a device's free memory; the rest is the compiler's and the driver's
 ROWS = (64, 32, 16, 8, 4, 2, 1)
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT = 1024  # positions in the cache where steps of generating are compared
@@ -29,13 +29,13 @@ CONTEXT = 1024  # positions in the cache where steps of generating are compared
 
 @dataclass(frozen=True)
 class Run:
-    """What is asked for; None is left to the plan.
+    """A request for a run; the planner fills in what is None.
 
     Attributes:
       layout: a layout's name, or "auto".
-      max_model_len, max_num_seqs: of generating; scoring keeps no cache.
+      max_model_len, max_num_seqs: limits of generating; scoring keeps no cache.
 
-    Raises ValueError where one of them cannot be.
+    Raises ValueError for a dtype, length or number of sequences that cannot be.
     """
 
     config: ModelConfig
@@ -56,6 +56,7 @@ class Run:
             raise ValueError(f"max_model_len={self.max_model_len} exceeds the model's context of {most} positions")
 
     def laid_out(self) -> Layout:
+        """The layout over the devices; `layout` must not be "auto"."""
         return make_layout(self.layout, self.devices, self.config.hidden_size)
 
 
@@ -74,11 +75,13 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
+        """Bytes a device: weights, cache and a step's working memory."""
         return self.weight_bytes + self.cache_bytes + self.working_bytes
 
     @property
     def fits(self) -> bool:
-        return self.memory is None or self.nbytes <= USABLE * self.memory
+        """Whether they take no more than MEMORY_UTILIZATION of the memory; True where that is not known."""
+        return self.memory is None or self.nbytes <= MEMORY_UTILIZATION * self.memory
 
 
 def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
@@ -89,10 +92,11 @@ def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
 
 
 def find_plan(run: Run) -> Plan:
-    """Fill in what is left open, as much as fits; what is least where nothing does.
+    """The plan of a run, which fills in what it leaves open: the longest context that fits, then the most sequences.
 
-    "auto" is the fastest layout that fits: of generating by the time of one sequence's next token, of scoring by that of full
+    "auto" is the fastest layout that fits: for generating by the time of one sequence's next token, for scoring by that of full
     steps. On hardware that is not known here generating takes "tensor", and scoring the first that fits, which moves the least.
+    Where nothing fits: the plan that needs the least.
     """
     if run.layout != "auto":
         return _sized(run)
@@ -116,7 +120,7 @@ def find_plan(run: Run) -> Plan:
 
 
 def layouts(devices: int) -> list[str]:
-    """Those over so many devices, the ones that exchange less first; over one device all are the same."""
+    """Names of the layouts over so many devices, those that exchange less first; over one device all are the same."""
     if devices == 1:
         return ["tensor"]
     mixed = [(data, devices // data) for data in range(devices - 1, 1, -1) if devices % data == 0]
@@ -125,7 +129,7 @@ def layouts(devices: int) -> list[str]:
 
 
 def _sized(run: Run) -> Plan:
-    """The most sequences, and of the longest contexts first, that fit."""
+    """The plan of a given layout: the longest context that fits, then the most sequences."""
     layout = run.laid_out()
     memory = device_memory(layout.mesh.devices.flat[0])
     weights = weight_bytes(run.config, layout, run.dtype)
@@ -151,7 +155,7 @@ def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
 
 @lru_cache(maxsize=256)
 def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, embed_divides: bool, dtype: str) -> int:
-    """Kept: a plan asks for the same ones again and again, and on many devices of one kind or another."""
+    """`weight_bytes`, cached: a plan asks for the same ones again and again, on devices of one kind or another."""
     layout = Layout("", AbstractMesh((data, model), ("data", "model")), gathered, embed_divides)  # type: ignore[arg-type]
 
     def of(layers: int, routed: bool) -> int:
@@ -174,11 +178,11 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
 
 
 def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
-    """Of each layer."""
+    """Bytes of keys and values on each device, layer by layer."""
     platform = layout.mesh.devices.flat[0].platform
     kept = kv.cache_dtype(dtype, platform)
     rows = round_up(rows, layout.data)
-    shapes = kv.abstract(config, layout, rows, kv.positions(layout, rows, cache_length(length, kv.BLOCK)), kept)
+    shapes = kv.abstract(config, layout, rows, kv.padded_length(layout, rows, cache_length(length, kv.BLOCK)), kept)
     kinds = {layer: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in layer) for layer in set(shapes)}
     return [kinds[layer] for layer in shapes]
 

@@ -1,4 +1,4 @@
-"""What would make a run fit that does not: single changes, cheapest first, each of them tried."""
+"""Single changes that make a run fit that does not, cheapest first, each of them tried."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DoesNotFitError(ValueError):
 
 
 def plan_or_refuse(run: Run) -> Plan:
-    """`find_plan`. Raises DoesNotFitError where that does not fit."""
+    """The plan of `find_plan`. Raises DoesNotFitError where it does not fit."""
     plan = find_plan(run)
     if plan.fits:
         return plan
@@ -33,13 +33,13 @@ def plan_or_refuse(run: Run) -> Plan:
 
 
 def remedies(run: Run, plan: Plan) -> list[tuple[str, Run]]:
-    """Changes to `run`, of which `plan` is the one that does not fit, and the runs that they make: of each kind the first."""
+    """(text, changed run) of changes to `run`, whose `plan` does not fit, that make it fit: the first of each kind."""
     found = (next((change for change in kind if find_plan(change[1]).fits), None) for kind in _changes(run, plan))
     return [change for change in found if change]
 
 
 def _changes(run: Run, plan: Plan) -> Iterator[list[tuple[str, Run]]]:
-    """By kind, what costs least first."""
+    """Lists of changes, one list a kind; the cheapest first."""
     if run.layout != "auto":
         others = [name for name in layouts(len(run.devices)) if name != run.layout]
         yield [(f"layout='{name}'", replace(run, layout=name)) for name in others]
@@ -65,7 +65,7 @@ def _halves(n: int) -> list[int]:
 
 
 def _with_memory(rates: Hardware | None, memory: int | None, device: AbsentDevice) -> Hardware:
-    """A device as it is, with what is free of its memory."""
+    """The device's rates, with its free memory as its memory."""
     memory = memory or 0
     if rates is not None:
         return replace(rates, memory=memory)

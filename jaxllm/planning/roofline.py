@@ -1,4 +1,4 @@
-"""How long a step takes at the ceilings of the hardware: what `auto` compares layouts by and what a plan says."""
+"""Seconds of a step at the ceilings of the hardware (Williams et al. 2009), by which `auto` compares layouts."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import jax.numpy as jnp
 
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.layers import parts_of_ffn
+from jaxllm.decoder.layers import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
 from sharding.hardware import Hardware
 from sharding.layout import Layout
 from sharding.padding import pad_heads
 
-REACHED = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
+MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 7  # of a layer: a gather each
 OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
-MANY, IN_PARTS = 16, 2.5  # a product that is added in parts takes so many times as long, of more rows than so many
+MANY, SPLIT_SUM_COST = 16, 2.5  # a product in partial sums takes so many times as long, of more rows than so many
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Where the time of a step goes on each device.
+    """Seconds of a step on each device, by what they are spent on.
 
     Attributes:
-      products: with weights, the LM head's among them.
-      attention: its products, and its scores' and the cache's way to memory and back.
-      activations: between products, to memory and back.
-      gathers: of weights, behind all of the above.
-      reduces: of activations, behind nothing.
-      launches: what operations take beside what they do.
+      products: matmuls with weights, the LM head's among them.
+      attention: its matmuls, and the traffic of its scores and of the cache.
+      activations: memory traffic between the matmuls.
+      gathers: all-gathers of weights, hidden behind all of the above.
+      reduces: all-reduces of activations, hidden behind nothing.
+      launches: overhead of starting operations.
     """
 
     products: float
@@ -45,34 +45,35 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
+        """Seconds of the step: gathers overlap with all but the all-reduces."""
         return max(self.products + self.attention + self.activations + self.launches, self.gathers) + self.reduces
 
 
 def score_step(
     config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int, width: int, scored: int
 ) -> StepSeconds:
-    """A step of `tokens` on each part of the data axis, `scored` of them to the head, whose tiles see `width` tiles each."""
+    """Seconds of a scoring step of `tokens` on each data shard, `scored` of them to the head, whose tiles see `width` tiles."""
     return _Step(config, layout, dtype, hardware).seconds(tokens, scored, width * TILE, cached=0)
 
 
 def prefill_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> StepSeconds:
-    """The first `tokens` of a prompt on each part of the data axis."""
+    """Seconds of a prefill of the first `tokens` of a prompt on each data shard."""
     return _Step(config, layout, dtype, hardware).seconds(tokens, 1, tokens, cached=tokens)
 
 
 def decode_step(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, rows: int, context: int) -> StepSeconds:
-    """A token for each of `rows` on each part of the data axis, all with `context` positions in the cache."""
+    """Seconds of a decode step of `rows` rows on each data shard, all with `context` positions in the cache."""
     return _Step(config, layout, dtype, hardware).seconds(rows, rows, context, cached=rows * context, looped=True)
 
 
 def seconds_per_token(config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware, tokens: int) -> float:
-    """Of full steps of scoring, all devices together."""
+    """Seconds a token of full scoring steps, all devices together."""
     typical = {"width": 4, "scored": tokens // 2}
     return score_step(config, layout, dtype, hardware, tokens, **typical).total / (tokens * layout.data)
 
 
 def _between(curve: tuple[tuple[int, float], ...], rows: int) -> float:
-    """Seconds a weight for so many rows: those of its neighbours on the curve, beyond which more rows take more."""
+    """Seconds a weight of a matmul with `rows` rows: linear between points of the curve, and in proportion beyond it."""
     if rows >= curve[-1][0]:
         return curve[-1][1] * rows / curve[-1][0]
     (low, fast), (high, slow) = next(pair for pair in pairwise(curve) if rows < pair[1][0])
@@ -83,12 +84,12 @@ class _Step:
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
         self.config, self.layout, self.hardware = config, layout, hardware
         self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
-        self.flops = REACHED * (hardware.flops if self.size == 2 else hardware.float32_flops)
+        self.flops = MAX_MFU * (hardware.flops if self.size == 2 else hardware.float32_flops)
 
     def seconds(self, tokens: int, scored: int, keys: int, cached: int, looped: bool = False) -> StepSeconds:
-        """`tokens` that see `keys` each, `scored` of them to the head, beside `cached` positions read of the cache.
+        """Seconds of a step of `tokens` that see `keys` keys each, `scored` of them to the head.
 
-        `looped`: they are single ones of many rows, in decode's loop.
+        `cached`: positions read of the cache. `looped`: the tokens are single ones of many rows, in decode's loop.
         """
         config, model, size, hardware = self.config, self.layout.model, self.size, self.hardware
         layers, d, n = config.num_layers, config.hidden_size, config.num_heads
@@ -113,19 +114,19 @@ class _Step:
         )
 
     def _kept(self, keys: int) -> float:
-        """The part of so many keys that a layer's cache has, on average."""
+        """Mean fraction of the keys that a layer keeps."""
         lengths = kv.lengths(self.config, self.layout.platform, keys)
         return sum(lengths) / len(lengths) / keys
 
     def _cache_bytes(self) -> int:
-        """Of a token, padding included."""
+        """Bytes of keys and values of one token, padding included."""
         config, layout = self.config, self.layout
-        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.parts).slots
+        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
         kept = jnp.dtype(kv.cache_dtype(self.dtype, layout.platform)).itemsize
         return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
 
     def _ffn_width(self) -> int:
-        """Of a token, on average over the layers."""
+        """Mean width of the ffn that a token passes, over the layers."""
         config = self.config
         if config.experts is None:
             return config.intermediate_size
@@ -133,7 +134,7 @@ class _Step:
         return sum(routed if layer.routed else config.intermediate_size for layer in config.layers) // config.num_layers
 
     def _layer(self, tokens: int, layer: Layer) -> float:
-        """Of a layer's matrices."""
+        """Seconds of the matmuls of one layer."""
         config, experts = self.config, self.config.experts
         seconds = self._product(config.attention_params, tokens)
         if layer.routed and experts is not None:
@@ -145,18 +146,18 @@ class _Step:
             return seconds + self._product(common, tokens) + count * self._product(expert, rows)
         seconds += self._product(config.ffn_params(False), tokens)
         inputs = self.config.intermediate_size // self.layout.model
-        if self.size == 4 and tokens > MANY and parts_of_ffn(self.layout, inputs, tokens) > 1:
-            seconds += (IN_PARTS - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
+        if self.size == 4 and tokens > MANY and ffn_sum_splits(self.layout, inputs, tokens) > 1:
+            seconds += (SPLIT_SUM_COST - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
         return seconds
 
     def _product(self, weights: int, rows: int) -> float:
-        """Of a matrix: it is read, and each number multiplied for each row."""
+        """Seconds of one matmul: the larger of its memory time and its FLOP time."""
         if self.hardware.curve:
             return weights * _between(self.hardware.curve, rows)
         return max(weights * self.size / self.hardware.bandwidth, 2 * weights * rows / self.flops)
 
     def _gathers(self, looped: bool) -> float:
-        """In decode's loop XLA for CPUs gathers no table: it has done so before."""
+        """Seconds of a step's all-gathers. In decode's loop XLA for CPUs gathers no table: it has done so before."""
         config, data = self.config, self.layout.data
         if not self.layout.gathers:
             return 0.0
@@ -168,7 +169,7 @@ class _Step:
         return moved * (data - 1) / data / rate + MATRICES * config.num_layers * self.hardware.hop
 
     def _reduces(self, tokens: int) -> float:
-        """Two all-reduces a layer, and the embedding's."""
+        """Seconds of a step's all-reduces: two a layer, and the embedding's."""
         config, model, hardware = self.config, self.layout.model, self.hardware
         if model == 1:
             return 0.0

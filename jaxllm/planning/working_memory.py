@@ -1,4 +1,4 @@
-"""About what a step needs on each device beside weights and cache: what its largest part holds at once.
+"""About the bytes that a step needs on each device beside weights and cache: those that its largest stage holds at once.
 
 Read from programs that XLA has compiled. On CPUs within a tenth; on GPUs rather more than they take.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxllm.buckets import MAX_CHUNK, row_length
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.kv_cache import BLOCK
-from jaxllm.decoder.layers import FEWEST_ROWS, parts_of_ffn
+from jaxllm.decoder.layers import FEWEST_ROWS, ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.execution.loglikelihood import CHUNK
 from sharding.layout import AMPERE, HOPPER, Layout
@@ -18,7 +18,7 @@ from sharding.padding import round_up
 
 
 def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
-    """Of generating: the larger of prefill and decode."""
+    """Bytes of a generating step: the larger of prefill and decode."""
     sizes = _Sizes(config, layout, dtype)
     chunk = min(MAX_CHUNK, length)
     if layout.platform == "cpu":
@@ -30,7 +30,7 @@ def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, lengt
 
 
 def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
-    """Of a scoring step: an ffn's activations, residuals, and the weights gathered meanwhile."""
+    """Bytes of a scoring step: an ffn's activations, residuals, and the weights gathered meanwhile."""
     sizes, tokens = _Sizes(config, layout, dtype), row_length(layout.platform)
     if layout.platform == "cpu":
         return sizes.cpu_score(tokens)
@@ -46,20 +46,20 @@ def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
 
 
 class _Sizes:
-    """Numbers of a device's part, padded."""
+    """Sizes of a device's shard, padded."""
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         self.config, self.layout = config, layout
         self.size = jnp.dtype(dtype).itemsize
         self.embed = config.hidden_size
-        self.ffn = round_up(config.intermediate_size, layout.parts) // layout.model
-        self.vocab = round_up(config.vocab_size, layout.parts) // layout.model
+        self.ffn = round_up(config.intermediate_size, layout.divisor) // layout.model
+        self.vocab = round_up(config.vocab_size, layout.divisor) // layout.model
         self.table = self.vocab * config.table_size * self.size if layout.gathers else 0
         self.tables = self.table * config.num_tables
         self.matrix = self.ffn * self.embed * self.size if layout.gathers else 0
 
     def gathered(self) -> int:
-        """Of weights that a GPU holds whole: two layers and the tables; before Hopper one matrix at a time."""
+        """Bytes of gathered weights that a GPU holds at once: two layers and the tables; before Hopper one matrix."""
         if not self.layout.gathers:
             return 0
         if self.layout.capability < HOPPER:
@@ -67,16 +67,16 @@ class _Sizes:
         return 2 * self.config.layer_params * self.size // self.layout.model + self.tables
 
     def experts(self, tokens: int) -> int:
-        """What a round of experts holds: their inputs, products and sums, and all pairs' results."""
+        """Bytes of a round of experts: their inputs, products and sums, and all pairs' results."""
         experts = self.config.experts
         if experts is None:
             return 0
         count, rows = products(experts, self.layout.platform, tokens)
-        width = max(self.embed, round_up(experts.size, self.layout.parts) // self.layout.model)
+        width = max(self.embed, round_up(experts.size, self.layout.divisor) // self.layout.model)
         return self.size * (2 * count * rows * width + tokens * experts.top_k * self.embed)
 
     def cpu_decode(self, rows: int) -> int:
-        """The logits; of a gathered layout the tables, which XLA gathers before the loop, a layer, and a matrix beside."""
+        """Bytes of decoding: logits; in a gathered layout the tables, gathered before the loop, a layer and one more matrix."""
         layer = self.config.layer_params * self.size // self.layout.model if self.layout.gathers else 0
         return self._logits(rows) + self.tables + max(layer + self.matrix, self._converted())
 
@@ -91,27 +91,27 @@ class _Sizes:
         return self._cpu(self._ffn(tokens), tokens, logits + 4 * tokens * self.embed)
 
     def _cpu(self, layer: int, tokens: int, head: int) -> int:
-        """The largest of the embedding, a layer and the head. A tied table is held in between."""
+        """The largest of the embedding's, a layer's and the head's bytes. A tied table is held in between."""
         kept = self.table if self.config.tied_head else 0
         residual = tokens * self.embed * self.size
         return max(self.table + self._converted() + residual, kept + layer + self.matrix, self.table + max(head, residual))
 
     def _logits(self, rows: int) -> int:
-        """As a device makes them, and whole."""
+        """Bytes of the logits, as a device makes them and whole."""
         made = FEWEST_ROWS["cpu"] * self.vocab if self.size == 2 else 0
         return 4 * (max(made, rows * self.config.vocab_size) + rows * self.config.vocab_size)
 
     def _converted(self) -> int:
-        """XLA gathers 16-bit numbers on a CPU as float32."""
+        """Bytes of a table as float32: so XLA gathers 16-bit numbers on a CPU."""
         return 2 * self.table if self.size == 2 else 0
 
     def _ffn(self, tokens: int) -> int:
-        """What a layer's ffn holds for so many tokens: inputs, products, and their sum over the devices."""
+        """Bytes of a layer's ffn for so many tokens: inputs, products, and their sum over the devices."""
         if self.config.experts:
             return self.experts(tokens)
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
-        if (parts := parts_of_ffn(self.layout, self.ffn, tokens)) > 1:
-            return 4 * tokens * ((parts + 1) * self.embed + max(self.ffn, summed * self.embed))
+        if (splits := ffn_sum_splits(self.layout, self.ffn, tokens)) > 1:
+            return 4 * tokens * ((splits + 1) * self.embed + max(self.ffn, summed * self.embed))
         return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)

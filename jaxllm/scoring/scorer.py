@@ -1,6 +1,6 @@
 """Contexts and continuations, as token ids -> log-probabilities.
 
-One trie over everything that is asked, packed into rows (see `trie`), one row a part of the data axis in each step. The host
+One trie over everything that is asked, packed into rows (see `trie`), one row a data shard in each step. The host
 stays ahead of the devices: a step's results are fetched when the next ones have been queued.
 """
 
@@ -40,10 +40,10 @@ class Score:
 
 
 class Shape(NamedTuple):
-    """Of a step's program: length of its rows, how many tokens of each may go to the head, width of its attention."""
+    """Shape of a step's program: length of its rows, most tokens of a row that go to the head, width of its attention."""
 
     length: int
-    places: int
+    max_scored: int
     width: int
 
 
@@ -51,69 +51,69 @@ class Scorer:
     """Scores continuations with one model's steps.
 
     Args:
-      params: gives the parameters when they are first needed; packing and compiling go without.
-      most: tokens that each part of the data axis takes in a step, at most; a longer pair has a step of its own length.
+      params: returns the parameters when they are first needed; packing and compiling go without.
+      max_step_tokens: tokens that each data shard takes in a step, at most; a longer pair has a step of its own length.
     """
 
-    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], most: int):
-        self.steps, self.params, self.most = steps, params, most
+    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], max_step_tokens: int):
+        self.steps, self.params, self.max_step_tokens = steps, params, max_step_tokens
         self.layout = steps.layout
         self._programs: dict[Shape, Callable[..., Scored]] = {}
 
-    def plan(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
-        """What will run: which tokens, in which rows. `names` are what errors call the pairs."""
+    def pack(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
+        """Pack all pairs into rows of tokens. `names`: the pairs' names in errors."""
         trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
         longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
         share = -(-trie.tokens // self.layout.data)
-        length = max(min(power_of_two(share), self.most), power_of_two(longest), TILE)
-        rows = [Asked(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
+        length = max(min(power_of_two(share), self.max_step_tokens), power_of_two(longest), TILE)
+        rows = [RowTargets(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
         if self.layout.platform != "cpu":
-            rows.sort(key=lambda asked: asked.width)  # few programs, and neighbours in need of the same one
+            rows.sort(key=lambda one: one.width)  # few programs, and neighbours in need of the same one
         return Packing(pairs, names, rows, length, frozenset(range(len(pairs))))
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
-        for _, shape in self.turns(packing):
+        for _, shape in self.batches(packing):
             self._program(shape)
 
     def run(self, packing: Packing) -> Iterator[tuple[int, Score]]:
         """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers."""
-        queued: deque[tuple[list[Asked], Scored]] = deque()
+        queued: deque[tuple[list[RowTargets], Scored]] = deque()
         params = self.params()
-        for asked, shape in self.turns(packing):
-            queued.append((asked, self._program(shape)(params, self._batch(asked, shape))))
+        for rows, shape in self.batches(packing):
+            queued.append((rows, self._program(shape)(params, self._batch(rows, shape))))
             if len(queued) > AHEAD:
                 yield from _scores(packing, *queued.popleft())
         for step in queued:
             yield from _scores(packing, *step)
 
-    def turns(self, packing: Packing) -> list[tuple[list[Asked], Shape]]:
-        """The rows of each step that scores something wanted, and its program's shape."""
+    def batches(self, packing: Packing) -> list[tuple[list[RowTargets], Shape]]:
+        """(rows, shape of the program) of each step that scores a wanted pair."""
         data = self.layout.data
         steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
-        wanted = [asked for asked in steps if any(i in packing.wanted for one in asked for i in one.row.members)]
-        return [(asked, self._shape(asked, packing.length)) for asked in wanted]
+        wanted = [rows for rows in steps if any(i in packing.wanted for one in rows for i in one.row.members)]
+        return [(rows, self._shape(rows, packing.length)) for rows in wanted]
 
-    def _shape(self, asked: list[Asked], length: int) -> Shape:
-        places = power_of_two(max(length, round_up(max(len(one.scored) for one in asked), CHUNK)))
+    def _shape(self, rows: list[RowTargets], length: int) -> Shape:
+        max_scored = power_of_two(max(length, round_up(max(len(one.scored) for one in rows), CHUNK)))
         if self.layout.platform == "cpu":
-            return Shape(length, places, 0)
-        return Shape(length, places, min(round_up(max(one.width for one in asked), 2), length // TILE))
+            return Shape(length, max_scored, 0)
+        return Shape(length, max_scored, min(round_up(max(one.width for one in rows), 2), length // TILE))
 
     def _program(self, shape: Shape) -> Callable[..., Scored]:
         if shape not in self._programs:
-            batch = abstract_batch(self.layout, empty_packed_batch(self.layout, shape.length, shape.places))
+            batch = abstract_batch(self.layout, empty_packed_batch(self.layout, shape.length, shape.max_scored))
             self._programs[shape] = self.steps.score.lower(self.steps.abstract_params(), batch, width=shape.width).compile()
         return self._programs[shape]
 
-    def _batch(self, asked: list[Asked], shape: Shape) -> PackedBatch:
-        batch = empty_packed_batch(self.layout, shape.length, shape.places)
-        for i, one in enumerate(asked):
+    def _batch(self, rows: list[RowTargets], shape: Shape) -> PackedBatch:
+        batch = empty_packed_batch(self.layout, shape.length, shape.max_scored)
+        for i, one in enumerate(rows):
             n = len(one.scored)
             batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
             batch.first[i], batch.key_tiles[i, : len(one.key_tiles)] = one.first, one.key_tiles
             batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
-        chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in asked))
+        chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in rows))
         return to_devices(batch._replace(chunks=chunks), batch_shardings(self.layout, batch))
 
 
@@ -123,16 +123,16 @@ class Packing:
 
     pairs: Sequence[Pair]
     names: Sequence[str]
-    rows: list[Asked]
+    rows: list[RowTargets]
     length: int
     wanted: frozenset[int]
 
     def only(self, pairs: Iterable[int]) -> Packing:
-        """The same steps, but for those that score none of these pairs: what is left has the same bits as in the whole run."""
+        """The same steps, less those that score none of these pairs: those left give the same bits as in the whole run."""
         return replace(self, wanted=frozenset(pairs))
 
     def name(self, pair: int) -> str:
-        """What errors call it."""
+        """The pair's name in errors."""
         return self.names[pair] if self.names else f"request {pair}"
 
     @property
@@ -143,16 +143,16 @@ class Packing:
     @property
     def tokens(self) -> int:
         """Tokens after sharing and splitting."""
-        return sum(asked.row.size for asked in self.rows)
+        return sum(one.row.size for one in self.rows)
 
     @property
     def filled(self) -> float:
-        """How much of the rows' positions holds tokens."""
+        """Fraction of the rows' positions that hold tokens."""
         return self.tokens / max(len(self.rows) * self.length, 1)
 
 
-class Asked:
-    """A row and what it is asked for: each (token, target) once, and where each pair finds its own.
+class RowTargets:
+    """A row and its targets: each (token, target) once, and where each pair finds its own.
 
     Attributes:
       scored: [p] int32, tokens of the row that go to the head.
@@ -180,9 +180,9 @@ class Asked:
         self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
 
 
-def _scores(packing: Packing, asked: list[Asked], scored: Any) -> Iterator[tuple[int, Score]]:
+def _scores(packing: Packing, rows: list[RowTargets], scored: Any) -> Iterator[tuple[int, Score]]:
     host: Scored = to_host(scored)
-    for one, logprob, greedy in zip(asked, host.logprob, host.greedy, strict=False):
+    for one, logprob, greedy in zip(rows, host.logprob, host.greedy, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
             if i not in packing.wanted:
                 continue

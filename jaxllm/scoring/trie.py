@@ -105,16 +105,16 @@ def _split(trie: Trie, tree: int, length: int) -> list[list[Range]]:
     while pending:
         part = pending.pop()
         depth = trie.depth(part)
-        most = min(length, max(tree, REPEAT * depth))
-        if part[1] - part[0] == 1 or trie.new(part, 0) <= most:
+        limit = min(length, max(tree, REPEAT * depth))
+        if part[1] - part[0] == 1 or trie.new(part, 0) <= limit:
             trees.append([part])
             continue
         first, last = part
         cuts = [first, *(first + 1 + np.flatnonzero(trie.shared[first + 1 : last] == depth)), last]
         children = [(int(a), int(b)) for a, b in pairwise(cuts)]
-        small = [child for child in children if trie.new(child, 0) <= most]
-        pending += [child for child in children if trie.new(child, 0) > most]
-        groups = best_fit([trie.new(child, depth) for child in small], most - depth)
+        small = [child for child in children if trie.new(child, 0) <= limit]
+        pending += [child for child in children if trie.new(child, 0) > limit]
+        groups = best_fit([trie.new(child, depth) for child in small], limit - depth)
         trees += [[small[i] for i in group] for group in groups]
     return trees
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_checkpoint import CONFIG, write_tiny, write_tokenizer
 
 from checkpoints.checkpoint import open_checkpoint, open_tokenizer, read_config
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.errors import CheckpointError
 from checkpoints.verify import compare
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.fast
 
 
 def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
-    """Those of the hub's cache lead to its blobs, which may be links themselves where storage is shared."""
+    """The hub's cache has links to its blobs, which may be links themselves where storage is shared."""
     elsewhere = write_tokenizer(write_tiny(tmp_path / "elsewhere"))
     own, cached, blobs = tmp_path / "own", tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
     for folder in (own, cached, blobs):
@@ -34,7 +34,7 @@ def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
         checkpoint = open_checkpoint(folder)
         assert all(one.equal for one in compare(checkpoint, open_checkpoint(elsewhere)))
         assert checkpoint.tokenizer().decode([104, 105]) == "hi"
-    convert(plan(open_checkpoint(own), tmp_path / "copy"))
+    convert(prepare(open_checkpoint(own), tmp_path / "copy"))
     assert not any(file.is_symlink() for file in (tmp_path / "copy").iterdir())
     assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (elsewhere / "tokenizer.json").read_bytes()
 
@@ -118,8 +118,8 @@ def test_overrides_need_a_config(tmp_path: Path) -> None:
 def test_biases_that_the_config_does_not_tell_of_are_refused(tmp_path: Path) -> None:
     """`bias` is InternLM's own key: LLaMA's class has none, and would pass such tensors over."""
     folder = write_tiny(tmp_path, bias=True)
-    assert plan(open_checkpoint(folder), tmp_path / "target")
+    assert prepare(open_checkpoint(folder), tmp_path / "target")
     biases = {f"model.layers.{i}.self_attn.q_proj.bias": np.zeros(48, np.float32) for i in range(2)}
     save_file(load_file(folder / "model.safetensors") | biases, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"q_proj\.bias"):
-        plan(open_checkpoint(folder), tmp_path / "target")
+        prepare(open_checkpoint(folder), tmp_path / "target")

@@ -31,7 +31,7 @@ from tiny_checkpoint import CONFIG, write_tiny, write_tokenizer
 from checkpoints import convert as convert_module
 from checkpoints import safetensors_writer, view
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import FORMATS, PEAK_BYTES, convert, plan, round_to
+from checkpoints.convert import FORMATS, PEAK_BYTES, convert, prepare, round_to
 from checkpoints.errors import CheckpointError
 from checkpoints.families import read_hf
 from checkpoints.families.llama import write_config
@@ -177,21 +177,21 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_two_on_one_target_refuse_each_other(tmp_path: Path) -> None:
-    job = plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
-    with convert_module._alone(job), pytest.raises(CheckpointError, match="written by another process"):
+    job = prepare(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
+    with convert_module._exclusive_lock(job), pytest.raises(CheckpointError, match="written by another process"):
         convert(job)
     convert(job)
 
 
 def test_a_target_that_appears_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
+    job = prepare(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
     monkeypatch.setattr(convert_module, "_check", lambda job: job.target.mkdir())
     with pytest.raises(CheckpointError, match="target exists"):
         convert(job)
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
+    job = prepare(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "target")
     monkeypatch.setattr(convert_module, "_check", lambda job: (tmp_path / "source" / "config.json").touch())
     with pytest.raises(CheckpointError, match="was changed while it was read"):
         convert(job)
@@ -200,7 +200,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch:
 
 def test_a_full_disk_is_told_and_what_is_whole_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "source"))
-    job = plan(source, tmp_path / "target", max_shard_bytes=20_000)
+    job = prepare(source, tmp_path / "target", max_shard_bytes=20_000)
     written: list[str] = []
     room = 2
 
@@ -222,7 +222,7 @@ def test_a_full_disk_is_told_and_what_is_whole_is_kept(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_file_that_cannot_grow_is_told_and_the_next_run_goes_on(tmp_path: Path, to: str) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "source", vocab_size=512, hidden_size=96, num_attention_heads=12))
-    job = plan(source, tmp_path / "target", to=to)
+    job = prepare(source, tmp_path / "target", to=to)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -268,7 +268,7 @@ def nobody() -> Iterator[None]:
 
 def test_another_job_starts_over_and_damage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "source"))
-    job = plan(source, tmp_path / "target")
+    job = prepare(source, tmp_path / "target")
 
     def stop(job: Any) -> None:
         raise KeyboardInterrupt
@@ -283,7 +283,7 @@ def test_another_job_starts_over_and_damage_is_noticed(tmp_path: Path, monkeypat
     with pytest.raises(CheckpointError, match=r"differs from .*differs by up to"):
         convert(job)
     assert not job.target.exists()
-    convert(plan(source, tmp_path / "target", dtype="float16"))
+    convert(prepare(source, tmp_path / "target", dtype="float16"))
     assert {info.dtype for info in open_checkpoint(tmp_path / "target").source.tensors.values()} == {"F16"}
     assert sorted(os.listdir(tmp_path)) == ["source", "target"]
 
@@ -310,7 +310,7 @@ sys.exit(code)
 
 
 def peak_bytes(*arguments: object) -> int:
-    """Of a process that runs the command line."""
+    """Peak bytes of a process that runs the command line."""
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -327,11 +327,11 @@ def write_large(folder: Path, family: str) -> Path:
     """3 GB of float32 zeros, which take no room on the disk."""
     config = CONFIG | {"model_type": family, "vocab_size": 32000, "num_key_value_heads": 4, "head_dim": 128} | LARGE[family]
     _, model, rules = read_hf(config, "config.json")
-    fillings = rules.by_parameter(model)
+    mappings = rules.by_parameter(model)
     entries = [
-        Entry(tensor, fillings[path].pattern.tensor_shape(axis_sizes(model)), np.dtype("f4"))
+        Entry(tensor, mappings[path].pattern.tensor_shape(axis_sizes(model)), np.dtype("f4"))
         for path in names_of_parameters(model)
-        for tensor in fillings[path].tensors
+        for tensor in mappings[path].tensors
     ]
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -362,7 +362,7 @@ STOPPED = """
 import os, sys
 from pathlib import Path
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 
 left = int(sys.argv[3])
 
@@ -377,7 +377,7 @@ def dying(function):
 
 for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
     setattr(os, name, dying(getattr(os, name)))
-convert(plan(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), max_shard_bytes=20_000), force=True)
+convert(prepare(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), max_shard_bytes=20_000), force=True)
 """
 
 
@@ -392,7 +392,7 @@ def test_stopped_before_any_change_of_a_folder_the_target_is_whole_or_absent(tmp
         code = subprocess.run([sys.executable, "-c", STOPPED, str(source), str(target), str(changes)], check=False).returncode
         if target.exists():
             assert any(all(one.equal for one in compare(open_checkpoint(s), open_checkpoint(target))) for s in (source, older))
-        convert(plan(open_checkpoint(source), target, max_shard_bytes=20_000), force=True)
+        convert(prepare(open_checkpoint(source), target, max_shard_bytes=20_000), force=True)
         assert open_checkpoint(target).config == open_checkpoint(source).config
         assert sorted(os.listdir(tmp_path)) == ["older", "source", "target"]
         if code == 0:
@@ -406,7 +406,7 @@ def test_killed_at_random_moments_the_target_is_whole_or_absent(tmp_path: Path, 
     """SIGKILL at 20 moments after a conversion has begun; each next run goes on, and the last one finishes."""
     sizes = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 700, "num_hidden_layers": 4}
     source, target = write_tiny(tmp_path / "source", **sizes), tmp_path / "target"
-    job = plan(open_checkpoint(source), target, to=to)
+    job = prepare(open_checkpoint(source), target, to=to)
     command = [
         sys.executable,
         "-m",

@@ -14,7 +14,7 @@ from record_families import record, recorded_logits
 from tiny import Run
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.families import FAMILIES
 from checkpoints.parameters import names_of_parameters
 from checkpoints.verify import compare
@@ -83,8 +83,8 @@ def test_generated_and_scored_as_by_transformers(folders: dict[str, Path], name:
 @pytest.mark.parametrize("name", CASES)
 def test_round_trip_through_orbax(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     source = open_checkpoint(folders[name])
-    convert(plan(source, tmp_path / "orbax", to="orbax"))
-    convert(plan(open_checkpoint(tmp_path / "orbax"), tmp_path / "back"))
+    convert(prepare(source, tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(tmp_path / "orbax"), tmp_path / "back"))
     back = open_checkpoint(tmp_path / "back")
     assert {n: info.shape for n, info in back.source.tensors.items()} == {n: i.shape for n, i in source.source.tensors.items()}
     compared = list(compare(source, back))
@@ -109,7 +109,7 @@ def test_what_is_recorded_is_what_transformers_says(folders: dict[str, Path], tm
     for ours, theirs in zip(again.logits, records()[name].logits, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
     np.testing.assert_allclose(again.scores, records()[name].scores, atol=1e-5, rtol=0)
-    convert(plan(open_checkpoint(folders[name]), tmp_path / "orbax", to="orbax"))
-    convert(plan(open_checkpoint(tmp_path / "orbax"), tmp_path / "back"))
+    convert(prepare(open_checkpoint(folders[name]), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(tmp_path / "orbax"), tmp_path / "back"))
     for ours, theirs in zip(recorded_logits(load_in_transformers(tmp_path / "back")), again.logits, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)  # torch adds in an order that addresses decide

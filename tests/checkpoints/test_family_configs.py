@@ -12,7 +12,7 @@ from families import CASES, records, write
 from safetensors.numpy import load_file, save_file
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import plan
+from checkpoints.convert import prepare
 from checkpoints.errors import CheckpointError
 from checkpoints.families import FAMILIES, read_hf
 from checkpoints.load import load
@@ -55,7 +55,7 @@ def test_what_transformers_writes_is_read_to_its_last_key(name: str, caplog: pyt
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_key_of_transformers_own_class_is_known(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What it holds beside what it writes changes nothing, and is accepted without a word."""
+    """Keys that the class has and does not write change nothing, and are accepted without a word."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = {key: value for key, value in CONFIG_MAPPING[name]().to_dict().items() if key not in records()[name].config}
@@ -165,7 +165,7 @@ def test_an_incomplete_stack_of_experts_names_what_is_missing(tmp_path: Path) ->
     del tensors[missing]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"lacks tensors {missing}; fetch it again"):
-        plan(open_checkpoint(folder), tmp_path / "target")
+        prepare(open_checkpoint(folder), tmp_path / "target")
 
 
 def test_code_in_the_repository_of_a_known_family_is_not_run() -> None:

@@ -19,7 +19,7 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.errors import CheckpointError
 from checkpoints.gguf import PLAIN, QUANTISED, GGUFSource
 from checkpoints.gguf_tokenizer import build_tokenizer
@@ -71,7 +71,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def permute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's convert_hf_to_gguf.py does to query and key weights and biases."""
+    """The permutation of query and key weights and biases in llama.cpp's convert_hf_to_gguf.py."""
     split = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return split.swapaxes(1, 2).reshape(weights.shape)
 
@@ -207,7 +207,7 @@ def test_a_conversion_holds_what_gguf_itself_dequantises(tmp_path: Path, kind: K
     embed = max(64, GGML_QUANT_SIZES[kind][0])
     tensors = hf_and_gguf(False, False, embed)[1]
     path = write_gguf(tmp_path / "x.gguf", METADATA | {"llama.embedding_length": embed}, tensors, kind)
-    convert(plan(open_checkpoint(path), tmp_path / "out"))
+    convert(prepare(open_checkpoint(path), tmp_path / "out"))
     after = load_file(tmp_path / "out" / "model.safetensors")
     stored = GGUFReader(path).tensors
     assert {t.tensor_type for t in stored if len(t.shape) > 1} >= {kind}

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.errors import CheckpointError
-from checkpoints.load import load, names_of_parameters, plan, random_leaves
+from checkpoints.load import load, match_tensors, names_of_parameters, random_leaves
 from checkpoints.parameters import Parameter, parameters
 from checkpoints.safetensors import SafetensorsSource
 from jaxllm.config import ModelConfig
@@ -128,14 +128,14 @@ def test_every_layout_holds_the_source_and_zeros(tmp_path: Path, name: str, devi
     checkpoint = write(tmp_path, values, tensors)
     layout = layout_of(name, devices, checkpoint.config)
     leaves = load_all(checkpoint, layout)
-    recipes = plan(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
-    assert {tensor for recipe in recipes for tensor in recipe.filling.tensors} == set(tensors)
-    for leaf, recipe in zip(leaves, recipes, strict=True):
-        parameter = recipe.parameter
+    specs = match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+    assert {tensor for spec in specs for tensor in spec.mapping.tensors} == set(tensors)
+    for leaf, spec in zip(leaves, specs, strict=True):
+        parameter = spec.parameter
         assert leaf.sharding == layout.stored(parameter.axes, parameter.shape)
         np.testing.assert_array_equal(leaf, by_hand(parameter, tensors), err_msg=parameter.path)
-        (tensor,), pattern = recipe.filling
-        back = pattern.join([pattern.split(_unpadded(np.asarray(leaf), parameter), recipe.sizes)])
+        (tensor,), pattern = spec.mapping
+        back = pattern.join([pattern.split(_unpadded(np.asarray(leaf), parameter), spec.sizes)])
         np.testing.assert_array_equal(back, tensors[tensor], err_msg=tensor)
 
 
@@ -203,9 +203,9 @@ def test_a_quarter_of_the_devices_reads_a_quarter_of_the_bytes(tmp_path: Path, n
     checkpoint = write(tmp_path, EVEN, hf_tensors(EVEN))
     layout = layout_of(name, 4, checkpoint.config)
     device = jax.devices()[2]
-    for recipe in plan(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
-        parameter = recipe.parameter
-        recipe.shard(parameter.sharding.devices_indices_map(parameter.shape)[device], np.dtype(np.float32))
+    for spec in match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
+        parameter = spec.parameter
+        spec.shard(parameter.sharding.devices_indices_map(parameter.shape)[device], np.dtype(np.float32))
     whole = sum(x.nbytes for x in hf_tensors(EVEN).values())
     norms = sum(x.nbytes for key, x in hf_tensors(EVEN).items() if "norm" in key)
     assert checkpoint.source.bytes_read == (whole - norms) // 4 + norms

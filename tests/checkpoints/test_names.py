@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from checkpoints.families import FAMILIES, GGUF_FAMILIES
 from checkpoints.names import Rule, Rules, axis_sizes
-from checkpoints.pattern import Part, Pattern
+from checkpoints.pattern import Pattern, TensorSlice
 from jaxllm.planning.presets import PRESETS
 
 pytestmark = pytest.mark.fast
@@ -90,25 +90,25 @@ def test_a_part_of_a_parameter_is_read_as_a_box(case: tuple[Pattern, dict[str, i
 
 SIZES = {"n": 3, "k": 2, "h": 4, "d": 5, "a": 7, "t": 3, "e": 2, "f": 6}
 TOGETHER = [
-    [("(a h) d -> d (n h)", Part("a", (), "n")), ("(a h) d -> d (k h)", Part("a", ("n",), "k")),
-     ("(a h) d -> d (k h)", Part("a", ("n", "k"), "k"))],
-    [("(n t h) d -> d (n h)", Part("t", i)) for i in range(3)],
-    [("d (t n h) -> d (n h)", Part("t", i)) for i in range(3)],
-    [("(t n h) -> (n h)", Part("t", i)) for i in range(3)],
+    [("(a h) d -> d (n h)", TensorSlice("a", (), "n")), ("(a h) d -> d (k h)", TensorSlice("a", ("n",), "k")),
+     ("(a h) d -> d (k h)", TensorSlice("a", ("n", "k"), "k"))],
+    [("(n t h) d -> d (n h)", TensorSlice("t", i)) for i in range(3)],
+    [("d (t n h) -> d (n h)", TensorSlice("t", i)) for i in range(3)],
+    [("(t n h) -> (n h)", TensorSlice("t", i)) for i in range(3)],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("parts", TOGETHER, ids=lambda parts: parts[0][0])
-def test_parameters_of_one_tensor_are_told_apart_and_join_again(parts: list[tuple[str, Part]]) -> None:
-    patterns = [Pattern(text, part) for text, part in parts]
+@pytest.mark.parametrize("slices", TOGETHER, ids=lambda slices: slices[0][0])
+def test_parameters_of_one_tensor_are_told_apart_and_join_again(slices: list[tuple[str, TensorSlice]]) -> None:
+    patterns = [Pattern(text, own) for text, own in slices]
     tensor = _numbered(patterns[0], SIZES)
     params = [whole(pattern, tensor, SIZES) for pattern in patterns]
     assert sorted(np.concatenate([param.ravel() for param in params])) == list(range(tensor.size))
     joined = patterns[0].join([pattern.split(param, SIZES) for pattern, param in zip(patterns, params, strict=True)])
     np.testing.assert_array_equal(joined, tensor)
-    for pattern, param, (text, part) in zip(patterns, params, parts, strict=True):
+    for pattern, param, (text, own) in zip(patterns, params, slices, strict=True):
         first = param.shape[-1] // 4 - 1  # the last head
-        bounds = {part.size or "n": (first, first + 1)}
+        bounds = {own.size or "n": (first, first + 1)}
         np.testing.assert_array_equal(pattern.read(tensor.__getitem__, bounds, SIZES), param[..., -4:], err_msg=text)
 
 
@@ -135,7 +135,7 @@ def test_ignored_tensors_match_whole_names() -> None:
     "rules", [*(family.rules for family in FAMILIES.values()), *(family.rules for family in GGUF_FAMILIES.values())]
 )
 def test_families_name_each_tensor_and_parameter_once(rules: Rules) -> None:
-    tensors, params = [(r.tensor, r.pattern.part) for r in rules.table], [r.param for r in rules.table]
+    tensors, params = [(r.tensor, r.pattern.tensor_slice) for r in rules.table], [r.param for r in rules.table]
     assert len(set(tensors)) == len(tensors) and len(set(params)) == len(params)
     for rule in rules.table:
         assert ("{i}" in rule.tensor) == ("{i}" in rule.param)

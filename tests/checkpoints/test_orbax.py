@@ -24,10 +24,9 @@ from tiny_checkpoint import CONFIG, write_tiny, write_tokenizer
 
 from checkpoints import view
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.convert import convert, plan
+from checkpoints.convert import convert, prepare
 from checkpoints.errors import CheckpointError
-from checkpoints.load import load
-from checkpoints.load import plan as recipes
+from checkpoints.load import load, match_tensors
 from checkpoints.orbax import OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
 from checkpoints.source import ORBAX
@@ -79,7 +78,7 @@ def test_there_and_back_is_the_same_to_the_bit(
 @pytest.mark.parametrize(("name", "devices"), [("tensor", 1), ("gathered", 2), ("tensor", 3), ("gathered-2x2", 4), ("tensor", 8)])
 def test_every_mesh_and_layout_loads_the_same(tmp_path: Path, name: str, devices: int) -> None:
     source = write_tiny(tmp_path / "source", **LARGER, num_hidden_layers=1)
-    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     for a, b in zip(leaves(source, name, devices), leaves(tmp_path / "orbax", name, devices), strict=True):
         assert a.sharding == b.sharding
         np.testing.assert_array_equal(a, b)
@@ -140,20 +139,20 @@ def test_saving_never_goes_on_from_other_weights(tmp_path: Path, monkeypatch: py
 def test_a_quarter_of_the_devices_reads_about_a_quarter(tmp_path: Path, name: str) -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 3072, "vocab_size": 2048, "head_dim": 128, "num_hidden_layers": 1}
     source = write_tiny(tmp_path / "source", **LARGER | sizes)  # pieces of 64 kB are not cut
-    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     checkpoint = open_checkpoint(tmp_path / "orbax")
     layout = make_layout(name, jax.devices()[:4], checkpoint.config.hidden_size)
     mine = layout.mesh.devices.flat[1]
-    for recipe in recipes(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
-        index = recipe.parameter.sharding.devices_indices_map(recipe.parameter.shape)[mine]
-        recipe.shard(index, np.dtype(np.float32))
+    for spec in match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
+        index = spec.parameter.sharding.devices_indices_map(spec.parameter.shape)[mine]
+        spec.shard(index, np.dtype(np.float32))
     whole = sum(info.nbytes for info in checkpoint.source.tensors.values())
     assert whole / 4 <= checkpoint.source.bytes_read < 0.3 * whole
 
 
 def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "source", **LARGER, num_hidden_layers=1)
-    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     tensors = load_file(source / "model.safetensors")
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
@@ -175,7 +174,7 @@ def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
 def test_what_orbax_itself_saved_is_read(tmp_path: Path, ocdbt: bool, zarr3: bool) -> None:
     """Its own chunks and compression, in each of its formats."""
     source = write_tiny(tmp_path / "source")
-    convert(plan(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
     shutil.rmtree(tmp_path / "orbax" / ORBAX)
@@ -186,7 +185,7 @@ def test_what_orbax_itself_saved_is_read(tmp_path: Path, ocdbt: bool, zarr3: boo
 
 def test_an_interrupted_run_goes_on_and_writes_each_array_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "source"))
-    job = plan(source, tmp_path / "target", to="orbax")
+    job = prepare(source, tmp_path / "target", to="orbax")
     written: list[str] = []
     write, stopping = OrbaxArrays.write, True
 
@@ -209,7 +208,7 @@ def test_an_interrupted_run_goes_on_and_writes_each_array_once(tmp_path: Path, m
 
 
 def test_what_is_damaged_is_named(tmp_path: Path) -> None:
-    convert(plan(open_checkpoint(write_tiny(tmp_path / "source", **LARGER)), tmp_path / "orbax", to="orbax"))
+    convert(prepare(open_checkpoint(write_tiny(tmp_path / "source", **LARGER)), tmp_path / "orbax", to="orbax"))
     params = tmp_path / "orbax" / ORBAX
     shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
     checkpoint = open_checkpoint(tmp_path / "orbax")
@@ -298,7 +297,7 @@ def test_tensorstore_reads_any_shard(
 
 
 def test_the_configs_travel(tmp_path: Path) -> None:
-    convert(plan(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "orbax", to="orbax", dtype="bfloat16"))
+    convert(prepare(open_checkpoint(write_tiny(tmp_path / "source")), tmp_path / "orbax", to="orbax", dtype="bfloat16"))
     assert json.loads((tmp_path / "orbax" / "config.json").read_text()) == CONFIG | {"dtype": "bfloat16"}
 
 

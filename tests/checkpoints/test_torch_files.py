@@ -1,4 +1,4 @@
-"""What PyTorch pickled opens to the same numbers as safetensors, Meta's shards too; and runs nothing."""
+"""Checkpoints that PyTorch pickled, Meta's shards too, open to the same numbers as safetensors, and run nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees and does: progress, answers, Ctrl-C, pipes, and encodings that lack characters."""
+"""Commands as a person uses them: progress, answers, Ctrl-C, pipes, and encodings that lack characters."""
 
 from __future__ import annotations
 

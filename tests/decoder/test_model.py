@@ -84,7 +84,7 @@ def test_the_cases_cover_what_they_should() -> None:
 
 @pytest.mark.parametrize(("name", "layout", "devices"), layered(CASES, run_always, is_fast))
 def test_logits_are_those_of_transformers(tmp_path_factory: pytest.TempPathFactory, name: str, layout: str, devices: int) -> None:
-    """A prompt in one chunk and a prompt in two, in either order on the parts of the data axis, then decode steps of all rows."""
+    """A prompt in one chunk and a prompt in two, in either order on the data shards, then decode steps of all rows."""
     pytest.importorskip("torch")
     path = write(tmp_path_factory, MODELS[name])
     run = Run(path, layout, devices)

@@ -28,7 +28,7 @@ PLAIN = "default"
 
 
 def settings(kind: str, theta: float = 500.0) -> dict[str, Any]:
-    """A model of head size 16. The base is small for every pair to turn, some often and some little, in these few positions."""
+    """A model of head size 16. The base is small for every pair to rotate, some often and some little, in these few positions."""
     # What `yarn` and `llama3` call the original context they say themselves; `dynamic` and the others take it from the model.
     stretched = "original_max_position_embeddings" in KINDS[kind]
     return {
@@ -97,7 +97,7 @@ def test_logits_are_those_of_transformers(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_rotation_is_a_complex_product() -> None:
-    """Pair (i, i + H/2) is a number x + iy; position p turns it by p times its frequency."""
+    """Pair (i, i + H/2) is a number x + iy; position p rotates it by p times its frequency."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 3, 8)).astype(np.float32)
     positions = rng.integers(50, size=(2, 5))

@@ -14,7 +14,7 @@ from tiny import Row, Run, random_row
 from jaxllm import LLM, SamplingParams
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.attention import Softmax, attend, attend_by_blocks
+from jaxllm.decoder.attention import AttentionSpec, attend, attend_by_blocks
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.decoder.kv_cache import LayerCache
 from jaxllm.planning.plan import cache_bytes
@@ -36,17 +36,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """With its `undo`, caches are rings again."""
-    monkeypatch.setattr(kv, "ring", lambda window, platform: None)
+    monkeypatch.setattr(kv, "window_capacity", lambda window, platform: None)
     return monkeypatch
 
 
 @pytest.mark.parametrize("window", [1, 7, 512, 513, 514, 1024, 4096])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_ring_holds_a_chunk_and_what_its_first_token_sees(window: int, platform: str) -> None:
-    length = kv.ring(window, platform)
+    length = kv.window_capacity(window, platform)
     assert length is not None and window + MAX_CHUNK - 1 <= length < window + 3 * MAX_CHUNK
     assert length % MAX_CHUNK == 0  # where a chunk starts at a multiple of itself it never passes the end
-    assert kv.ring(None, platform) is None
+    assert kv.window_capacity(None, platform) is None
 
 
 def test_full_layers_keep_all(folders: dict[str, Path]) -> None:
@@ -96,7 +96,7 @@ def test_a_growing_cache_keeps_what_is_seen(folders: dict[str, Path], whole: pyt
 def test_both_ways_to_attend_over_a_ring_agree(start: int) -> None:
     """A GPU's, over all that is there, and a CPU's, block by block; of a chunk that stands anywhere."""
     layout, rng, window = make_layout("tensor", jax.devices()[:1], 8), np.random.default_rng(0), 300
-    length = kv.ring(window, "cpu")
+    length = kv.window_capacity(window, "cpu")
     assert length == 1024
     keys, values = (jnp.asarray(rng.normal(size=(1, 2, start + 512, 8)), "float32") for _ in range(2))
     q = jnp.asarray(rng.normal(size=(1, 512, 4, 8)), "float32")
@@ -106,9 +106,9 @@ def test_both_ways_to_attend_over_a_ring_agree(start: int) -> None:
         batch = TokenBatch(np.zeros((1, 512)), jnp.array([first]), jnp.array([first + 512]), jnp.array([0]))
         part = slice(first, first + 512)
         cache = kv.write(cache, layout, keys[:, :, part].swapaxes(2, 3), values[:, :, part], batch, wraps=True)
-    softmax, begin = Softmax(0.4, 0, window), jnp.array([start])
-    whole = attend(q, *kv.read(cache, layout, batch), begin, softmax, "gpu")
-    parts = attend_by_blocks(q, lambda i: kv.read_block(cache, layout, batch, i % blocks), begin, softmax)
+    spec, begin = AttentionSpec(0.4, 0, window), jnp.array([start])
+    whole = attend(q, *kv.read(cache, layout, batch), begin, spec, "gpu")
+    parts = attend_by_blocks(q, lambda i: kv.read_block(cache, layout, batch, i % blocks), begin, spec)
     position = np.arange(start + 512)
     ahead = position[start:, None] - position[None, :]
     dots = np.einsum("tkgh,ksh->kgts", q[0].reshape(512, 2, 2, 8), keys[0]) * 0.4

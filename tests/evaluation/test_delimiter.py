@@ -1,4 +1,4 @@
-"""What is put between a query and a choice, and what is said of it."""
+"""The delimiter between a query and a choice, and its description."""
 
 from __future__ import annotations
 

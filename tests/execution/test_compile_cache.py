@@ -35,7 +35,7 @@ print(json.dumps({"misses": COUNTER.misses, "hits": COUNTER.hits, "seconds": COU
 
 
 def run_python(xdg: Path, *command: str, **environment: str) -> str:
-    """What such a process prints."""
+    """Standard output of a Python process with a cache folder of its own."""
     env = environment_in(xdg) | environment
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, cwd=xdg)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""What XLA makes of the steps on a CPU: the cache is read where it lies and written in place, and little else is held."""
+"""The steps as XLA compiles them for a CPU: the cache is read where it lies and written in place, and little else is held."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_decode_copies_no_cache(layout_name: str, devices: int, rows: int, dtype
 @pytest.mark.parametrize(
     "of", [partial(programs.prefill, tokens=512, rows=8, length=1024), partial(programs.decode, rows=8, length=512)]
 )
-def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.Program]) -> None:
+def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.StepProgram]) -> None:
     layout = make_layout(layout_name, jax.devices()[:4], CONFIG.hidden_size)
 
     def temporaries(layers: int) -> int:

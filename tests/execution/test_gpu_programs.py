@@ -13,7 +13,7 @@ from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
 from sharding.hardware import absent_devices, hardware
-from sharding.hlo import Program, analyse
+from sharding.hlo import HloProgram, analyse
 from sharding.layout import Layout, make_layout
 from sharding.targets import target_devices
 
@@ -30,14 +30,16 @@ def laid_out(kind: str, layout_name: str) -> Layout:
     return make_layout(layout_name, devices, CONFIG.hidden_size)
 
 
-def decode_program(kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers) -> tuple[Program, Layout]:
+def decode_program(
+    kind: str, dtype: str, layout_name: str, rows: int, layers: int = CONFIG.num_layers
+) -> tuple[HloProgram, Layout]:
     layout = laid_out(kind, layout_name)
     steps = Steps(replace(CONFIG, num_layers=layers), layout, dtype)
     return analyse(programs.decode(steps, rows, CONTEXT).compile()), layout
 
 
 def cache_bytes(layout: Layout, rows: int) -> int:
-    """Of keys and values in 16 bits on one device."""
+    """Bytes of keys and values in 16 bits on one device."""
     return 2 * CONFIG.num_layers * (rows // layout.data) * (CONFIG.num_kv_heads // layout.model) * CONTEXT * CONFIG.head_dim * 2
 
 
@@ -74,7 +76,7 @@ def test_as_many_rows_as_blocks_are_no_reason_for_a_copy(kind: str, dtype: str, 
 
 def test_a_cache_is_not_square_on_a_gpu() -> None:
     def blocks(on: str, layout_name: str, rows: int, length: int) -> int:
-        return kv.positions(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
+        return kv.padded_length(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
 
     assert blocks("4xH100", "tensor", 8, 8 * kv.BLOCK) == 9
     assert blocks("4xH100", "replicated", 32, 8 * kv.BLOCK) == 9
@@ -95,7 +97,7 @@ def test_replicated_over_data_has_no_collective_in_a_layer() -> None:
     assert program.memory.alias == cache_bytes(layout, 4)
 
 
-def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> Program:
+def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: int) -> HloProgram:
     config, layout = replace(CONFIG, num_layers=layers), laid_out(kind, layout_name)
     return analyse(programs.score(Steps(config, layout, dtype), ROW, width).compile())
 
@@ -110,7 +112,7 @@ def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
     assert {c.kind for c in program.collectives} == {"all-gather"}
     assert program.count("all-gather") == 7 * 4 + 2
     assert not any(c.in_loop for c in program.collectives)
-    # A device's part of a weight is gathered as it lies.
+    # A device's shard of a weight is gathered as it lies.
     assert not [copy for copy in program.large_copies(WEIGHT) if "leaves" in copy.source]
     # Nowhere is there an array of [tokens, vocabulary].
     arrays = [array for computation in program.module.computations.values() for i in computation.values() for array in i.results]
@@ -144,7 +146,7 @@ def test_replicated_scoring_exchanges_nothing() -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 def test_gathered_decode_holds_two_layers_at_a_time(kind: str, dtype: str) -> None:
-    """However many there are; and what is gathered is weights alone, in every turn of the loop."""
+    """However many there are; and only weights are gathered, in every step of the loop."""
     programs = [decode_program(kind, dtype, "gathered", 4, layers)[0] for layers in (3, 6)]
     for program, layers in zip(programs, (3, 6), strict=True):
         large = [c for c in program.collectives if c.nbytes > WEIGHT]

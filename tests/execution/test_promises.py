@@ -1,4 +1,4 @@
-"""What each layout exchanges in each step, and that none copies a weight, read from programs for devices that are not there.
+"""The exchanges of each layout in each step, and no copies of weights, in programs for devices that are not there.
 
 Two layers of each model: a layer's share is what two have more than one.
 """
@@ -90,7 +90,7 @@ def test_no_table_is_copied_to_be_looked_up(model: str) -> None:
 
 
 def _is_weight(shape: tuple[int, ...], steps: Steps) -> bool:
-    """Whether it has a matrix's dimensions in any order, whole, as it rests or as it is computed with."""
+    """Whether a shape is a matrix's in any order: whole, as it is stored or as it is computed with."""
     for parameter, stored in zip(steps.params, steps.shardings, strict=True):
         used = (
             (parameter.shape[0] // steps.layout.model, *parameter.shape[1:]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.execution.batch import Controls, Randomness, Sampled, SamplingBatch
+from jaxllm.execution.batch import LogitsPenalties, Sampled, SamplingBatch, SamplingFilters
 from jaxllm.execution.sampling import _filter as filter_logits
 from jaxllm.execution.sampling import adjust, sample
 
@@ -25,22 +25,24 @@ def logits(rows: int, seed: int = 0, vocab: int = V) -> np.ndarray:
     return (3 * np.random.default_rng(seed).standard_normal((rows, vocab))).astype(np.float32)
 
 
-def randomness(rows: int, **columns: Any) -> Randomness:
+def sampling_filters(rows: int, **columns: Any) -> SamplingFilters:
     """A column for each field: one value for all rows, or a list of them. Seeds count up unless given."""
     values = {"temperature": 1.0, "seed": range(rows), "top_k": 0, "top_p": 1.0, "min_p": 0.0} | columns
     dtypes = {"temperature": np.float32, "seed": np.uint32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
-    return Randomness(**{name: np.broadcast_to(np.array(values[name], dtypes[name]), rows).copy() for name in dtypes})
+    return SamplingFilters(**{name: np.broadcast_to(np.array(values[name], dtypes[name]), rows).copy() for name in dtypes})
 
 
-def controls(rows: int, **columns: Any) -> Controls:
+def logits_penalties(rows: int, **columns: Any) -> LogitsPenalties:
     plain = {"min_tokens": np.zeros(rows, np.int32), "penalty": np.ones(rows, np.float32)}
     plain |= {"seen": np.zeros((rows, V), bool), "bias": np.zeros((rows, V), np.float32)}
-    return Controls(**(plain | columns))
+    return LogitsPenalties(**(plain | columns))
 
 
-def batch(rows: int, random: Randomness | None = None, control: Controls | None = None, **columns: Any) -> SamplingBatch:
+def batch(
+    rows: int, filters: SamplingFilters | None = None, penalties: LogitsPenalties | None = None, **columns: Any
+) -> SamplingBatch:
     plain = {"count": np.zeros(rows, np.int32), "stop_ids": np.full((rows, 8), -1, np.int32)}
-    return SamplingBatch(**(plain | columns), random=random, controls=control)
+    return SamplingBatch(**(plain | columns), filters=filters, penalties=penalties)
 
 
 def tokens(x: np.ndarray, batch: SamplingBatch) -> np.ndarray:
@@ -66,16 +68,16 @@ def test_greedy_takes_the_first_of_the_likeliest() -> None:
 
 def test_greedy_rows_stay_greedy_among_rows_that_draw() -> None:
     x = logits(6)
-    mixed = randomness(6, temperature=[0, 1, 0, 5, 0, 1], top_k=[1, 0, 5, 0, 0, 2])
+    mixed = sampling_filters(6, temperature=[0, 1, 0, 5, 0, 1], top_k=[1, 0, 5, 0, 0, 2])
     np.testing.assert_array_equal(tokens(x, batch(6, mixed))[::2], x.argmax(axis=-1)[::2])
 
 
-@pytest.mark.parametrize("random", [None, randomness(3), randomness(3, top_k=5, top_p=0.9, min_p=0.1)])
-def test_a_row_of_nan_stays_in_range_and_alone(random: Randomness | None) -> None:
+@pytest.mark.parametrize("filters", [None, sampling_filters(3), sampling_filters(3, top_k=5, top_p=0.9, min_p=0.1)])
+def test_a_row_of_nan_stays_in_range_and_alone(filters: SamplingFilters | None) -> None:
     x = logits(3)
-    clean = tokens(x, batch(3, random))
+    clean = tokens(x, batch(3, filters))
     x[1] = np.nan
-    found = tokens(x, batch(3, random))
+    found = tokens(x, batch(3, filters))
     assert 0 <= found[1] < V
     np.testing.assert_array_equal(found[[0, 2]], clean[[0, 2]])
 
@@ -84,7 +86,7 @@ def test_a_row_of_nan_stays_in_range_and_alone(random: Randomness | None) -> Non
 
 
 def kept(x: np.ndarray, **columns: Any) -> np.ndarray:
-    return np.isfinite(np.asarray(jax.jit(filter_logits)(x, randomness(len(x), **columns))))
+    return np.isfinite(np.asarray(jax.jit(filter_logits)(x, sampling_filters(len(x), **columns))))
 
 
 def reference_top_k(x: np.ndarray, k: int) -> np.ndarray:
@@ -175,12 +177,12 @@ def test_filters_of_extreme_and_signed_logits(scale: float) -> None:
         np.testing.assert_array_equal(np.flatnonzero(kept(x, top_k=k)), expected)
 
 
-# Controls
+# Penalties
 
 
 def adjusted(x: np.ndarray, batch: SamplingBatch) -> np.ndarray:
-    assert batch.controls is not None
-    return np.asarray(jax.jit(adjust)(x, batch.controls, batch))
+    assert batch.penalties is not None
+    return np.asarray(jax.jit(adjust)(x, batch.penalties, batch))
 
 
 def test_repetition_penalty_equals_transformers() -> None:
@@ -191,13 +193,13 @@ def test_repetition_penalty_equals_transformers() -> None:
     seen = np.zeros((5, V), bool)
     np.put_along_axis(seen, ids, True, -1)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids), torch.tensor(x)).numpy()
-    found = adjusted(x, batch(5, control=controls(5, seen=seen, penalty=np.full(5, 1.7, np.float32))))
+    found = adjusted(x, batch(5, penalties=logits_penalties(5, seen=seen, penalty=np.full(5, 1.7, np.float32))))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_controls_come_in_order_bias_minimum_penalty() -> None:
     x = np.array([[1.0, -1.0, 2.0, 4.0]], np.float32)
-    control = Controls(
+    penalties = LogitsPenalties(
         min_tokens=np.array([2], np.int32),
         penalty=np.array([2.0], np.float32),
         seen=np.array([[True, True, False, True]]),
@@ -205,7 +207,7 @@ def test_controls_come_in_order_bias_minimum_penalty() -> None:
     )
     stop_ids = np.array([[3, -1]], np.int32)
     for index, last in ((0, -np.inf), (1, -np.inf), (2, 2.0)):
-        found = adjusted(x, batch(1, control=control, stop_ids=stop_ids, count=np.array([index], np.int32)))
+        found = adjusted(x, batch(1, penalties=penalties, stop_ids=stop_ids, count=np.array([index], np.int32)))
         # 1 - 3 = -2 is doubled, -1 + 5 = 4 is halved, the unseen one only gains its bias.
         np.testing.assert_array_equal(found, [[-4.0, 2.0, 3.0, last]])
 
@@ -217,8 +219,8 @@ def test_no_stop_id_before_min_tokens_even_with_a_bias() -> None:
     x[:, :6] += 50
     x[:, V - 1] += 30
     index = np.array([0, 2, 3, 9], np.int32)
-    control = controls(4, min_tokens=np.array([3, 3, 3, 0], np.int32), bias=np.full((4, V), 7.0, np.float32))
-    found = tokens(x, batch(4, control=control, stop_ids=stop_ids, count=index))
+    penalties = logits_penalties(4, min_tokens=np.array([3, 3, 3, 0], np.int32), bias=np.full((4, V), 7.0, np.float32))
+    found = tokens(x, batch(4, penalties=penalties, stop_ids=stop_ids, count=index))
     assert (found[:2] == V - 1).all() and (found[2:] < 6).all()
 
 
@@ -226,7 +228,7 @@ def test_bias_of_minus_infinity_forbids() -> None:
     x = logits(300)
     bias = np.full((300, V), -np.inf, np.float32)
     bias[:, [4, 40]] = 0
-    found = tokens(x, batch(300, randomness(300, temperature=2.0), controls(300, bias=bias)))
+    found = tokens(x, batch(300, sampling_filters(300, temperature=2.0), logits_penalties(300, bias=bias)))
     assert set(found) == {4, 40}
 
 
@@ -235,8 +237,8 @@ def test_bias_of_minus_infinity_forbids() -> None:
 
 def test_logprobs_are_those_of_the_raw_logits() -> None:
     x = logits(5)
-    control = controls(5, bias=np.eye(5, V, dtype=np.float32) * 40)
-    found = run(x, batch(5, control=control), 4)
+    penalties = logits_penalties(5, bias=np.eye(5, V, dtype=np.float32) * 40)
+    found = run(x, batch(5, penalties=penalties), 4)
     expected = np.log(softmax(x))
     np.testing.assert_array_equal(found.token, np.arange(5))
     np.testing.assert_allclose(found.logprobs.chosen, expected[np.arange(5), np.arange(5)], atol=1e-5)
@@ -250,8 +252,8 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
 def test_rank_of_ties_is_the_best_of_them() -> None:
     x = np.zeros((1, V), np.float32)
     x[0, 7] = 1.0
-    control = controls(1, bias=40 * np.eye(V, dtype=np.float32)[[9]])
-    assert run(x, batch(1, control=control), 0).logprobs.rank.tolist() == [2]
+    penalties = logits_penalties(1, bias=40 * np.eye(V, dtype=np.float32)[[9]])
+    assert run(x, batch(1, penalties=penalties), 0).logprobs.rank.tolist() == [2]
 
 
 def test_no_logprobs_unless_asked_for() -> None:
@@ -279,7 +281,9 @@ def test_draws_follow_the_distribution(temperature: float, by: str) -> None:
     row = np.log(np.array([0.3, 0.25, 0.2, 0.15, 0.1], np.float32))
     seed = np.arange(DRAWS) if by == "seed" else np.full(DRAWS, 11)
     index = np.arange(DRAWS, dtype=np.int32) if by == "count" else np.zeros(DRAWS, np.int32)
-    found = tokens(np.tile(row, (DRAWS, 1)), batch(DRAWS, randomness(DRAWS, temperature=temperature, seed=seed), count=index))
+    found = tokens(
+        np.tile(row, (DRAWS, 1)), batch(DRAWS, sampling_filters(DRAWS, temperature=temperature, seed=seed), count=index)
+    )
     counts = np.bincount(found, minlength=5)
     assert chi_square(counts, softmax(row / temperature)) < 4
     assert chi_square(counts, softmax(row / (temperature * 1.2))) > 4  # the test can tell
@@ -287,7 +291,7 @@ def test_draws_follow_the_distribution(temperature: float, by: str) -> None:
 
 def test_draws_after_a_filter_follow_what_is_left() -> None:
     p = np.array([0.3, 0.25, 0.2, 0.15, 0.1], np.float32)
-    found = tokens(np.tile(np.log(p), (DRAWS, 1)), batch(DRAWS, randomness(DRAWS, top_k=3)))
+    found = tokens(np.tile(np.log(p), (DRAWS, 1)), batch(DRAWS, sampling_filters(DRAWS, top_k=3)))
     assert found.max() == 2
     assert chi_square(np.bincount(found), p[:3] / p[:3].sum()) < 4
 
@@ -296,7 +300,7 @@ def test_two_streams_and_two_steps_are_independent() -> None:
     row = np.zeros((DRAWS, 4), np.float32)
     for first, second in (((0, 0), (0, 1)), ((0, 0), (1, 0))):
         pair = [
-            tokens(row, batch(DRAWS, randomness(DRAWS, seed=2 * np.arange(DRAWS) + s), count=np.full(DRAWS, i, np.int32)))
+            tokens(row, batch(DRAWS, sampling_filters(DRAWS, seed=2 * np.arange(DRAWS) + s), count=np.full(DRAWS, i, np.int32)))
             for s, i in (first, second)
         ]
         assert chi_square(np.bincount(4 * pair[0] + pair[1], minlength=16), np.full(16, 1 / 16)) < 4
@@ -308,31 +312,31 @@ def test_a_seed_draws_the_same_in_any_row_among_any_neighbours() -> None:
         "temperature": np.linspace(0.5, 2, 8), "seed": np.arange(8) * 77, "top_k": [0, 5] * 4, "top_p": [0.9, 1.0] * 4,
     }  # fmt: skip
     index = np.arange(8, dtype=np.int32)
-    expected = tokens(x, batch(8, randomness(8, **columns), count=index))
+    expected = tokens(x, batch(8, sampling_filters(8, **columns), count=index))
     order = np.random.default_rng(0).permutation(8)
     moved = {name: np.array(values)[order] for name, values in columns.items()}
-    np.testing.assert_array_equal(tokens(x[order], batch(8, randomness(8, **moved), count=index[order])), expected[order])
+    np.testing.assert_array_equal(tokens(x[order], batch(8, sampling_filters(8, **moved), count=index[order])), expected[order])
     for i in range(8):
         alone = {name: np.array(values)[[i]] for name, values in columns.items()}
-        assert tokens(x[[i]], batch(1, randomness(1, **alone), count=index[[i]])) == expected[i]
+        assert tokens(x[[i]], batch(1, sampling_filters(1, **alone), count=index[[i]])) == expected[i]
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-37])
 def test_a_temperature_near_zero_is_nearly_greedy(temperature: float) -> None:
     x = logits(200) + 5
-    np.testing.assert_array_equal(tokens(x, batch(200, randomness(200, temperature=temperature))), x.argmax(axis=-1))
+    np.testing.assert_array_equal(tokens(x, batch(200, sampling_filters(200, temperature=temperature))), x.argmax(axis=-1))
 
 
 def test_a_large_vocabulary_draws_the_same_tokens_with_and_without_an_idle_filter() -> None:
     """The filter is skipped when nobody asks for it; a neighbour that asks changes nothing for the others."""
     x = logits(4, vocab=30_000)
-    alone = tokens(x, batch(4, randomness(4)))
-    among = tokens(x, batch(4, randomness(4, top_k=[0, 0, 0, 2])))
+    alone = tokens(x, batch(4, sampling_filters(4)))
+    among = tokens(x, batch(4, sampling_filters(4, top_k=[0, 0, 0, 2])))
     np.testing.assert_array_equal(alone[:3], among[:3])
 
 
 def test_no_sort_of_the_vocabulary() -> None:
-    """What makes sampling cheap; log-probabilities, which rank the vocabulary, are asked for apart."""
-    lowered = partial(run.lower, jnp.zeros((2, 1000)), batch(2, randomness(2, top_k=5, top_p=0.5)))
+    """A sampler without a sort is cheap; log-probabilities, which rank the vocabulary, are asked for apart."""
+    lowered = partial(run.lower, jnp.zeros((2, 1000)), batch(2, sampling_filters(2, top_k=5, top_p=0.5)))
     assert "sort" not in lowered(None).as_text()
     assert "top_k" in lowered(3).as_text()

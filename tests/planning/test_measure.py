@@ -1,4 +1,4 @@
-"""What devices here can do: measured once, kept, and used in place of data sheets."""
+"""Rates of the devices here are measured once, kept, and used in place of data sheets."""
 
 from __future__ import annotations
 

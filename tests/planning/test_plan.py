@@ -1,4 +1,4 @@
-"""What fits, on devices that are not here; which layout `auto` takes, and the roofline that it is chosen by; what would help."""
+"""Plans for devices that are not here: what fits, the layout that `auto` takes and the roofline it is chosen by, remedies."""
 
 from __future__ import annotations
 

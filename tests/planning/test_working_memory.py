@@ -1,4 +1,4 @@
-"""What a plan says that a step holds is what XLA's programs hold, within a tenth."""
+"""A plan's working memory of a step is that of XLA's programs, within a tenth."""
 
 from __future__ import annotations
 

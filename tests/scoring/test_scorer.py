@@ -19,7 +19,7 @@ from checkpoints.errors import CheckpointError
 from checkpoints.load import load
 from jaxllm import LLM, RequestError
 from jaxllm.decoder import tree_attention as trees
-from jaxllm.decoder.attention import Softmax
+from jaxllm.decoder.attention import AttentionSpec
 from jaxllm.evaluation.multiple_choice import read_questions
 from jaxllm.execution.batch import TARGETS
 from jaxllm.execution.steps import Steps
@@ -39,7 +39,7 @@ def scorer(path: Path, layout: str, devices: int, row_length: int = 256) -> Scor
 
 
 def scores(scorer: Scorer, pairs: Pairs) -> list[list[float]]:
-    found = dict(scorer.run(scorer.plan(pairs)))
+    found = dict(scorer.run(scorer.pack(pairs)))
     assert sorted(found) == list(range(len(pairs)))
     for (_, continuation), (_, score) in zip(pairs, sorted(found.items()), strict=True):
         assert score.token_ids == continuation and score.logprob == pytest.approx(sum(score.token_logprobs))
@@ -80,7 +80,7 @@ def test_scores_are_those_of_transformers(tmp_path_factory: pytest.TempPathFacto
     best = int(reference(path, Row([context], []))[-1].argmax())
     pairs += [(context, [best]), (context, [(best + 1) % 61])]
     one = scorer(path, layout, devices)
-    packing = one.plan(pairs)
+    packing = one.pack(pairs)
     assert packing.tokens < packing.unshared and len(packing.rows) > 1
     found = dict(one.run(packing))
     expected = transformers_scores(path, pairs)
@@ -109,26 +109,26 @@ def test_shared_equals_unshared(small: Scorer, pairs: Pairs) -> None:
         np.testing.assert_allclose(found, scores(small, [pair])[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("softmax", [Softmax(8**-0.5, 0, None), Softmax(0.5, 2.0, 70)], ids=["plain", "window"])
+@pytest.mark.parametrize("spec", [AttentionSpec(8**-0.5, 0, None), AttentionSpec(0.5, 2.0, 70)], ids=["plain", "window"])
 @pytest.mark.parametrize("kv_heads", [1, 3])
-def test_both_forms_of_attention_agree(kv_heads: int, softmax: Softmax) -> None:
+def test_both_forms_of_attention_agree(kv_heads: int, spec: AttentionSpec) -> None:
     rng = np.random.default_rng(kv_heads)
     given = [[*([1] * n), *rng.integers(5, size=rng.integers(1, 150))] for n in (0, 5, 90, 200) for _ in range(9)]
     for row in pack(Trie([s for s in given if s]), 512, 512):
         q, k, v = (jax.numpy.asarray(rng.normal(size=(512, heads, 8)), "float32") for heads in (3, kv_heads, kv_heads))
         index = np.arange(512)
         seen = (index[None, :] <= index[:, None]) & (index[:, None] < row.end[None, :])
-        seen &= row.position[:, None] - row.position[None, :] < (softmax.window or 512)
-        dots = np.einsum("qnh,knh->nqk", q, np.repeat(k, 3 // kv_heads, axis=1)) * softmax.scale
-        dots = softmax.cap * np.tanh(dots / softmax.cap) if softmax.cap else dots
+        seen &= row.position[:, None] - row.position[None, :] < (spec.window or 512)
+        dots = np.einsum("qnh,knh->nqk", q, np.repeat(k, 3 // kv_heads, axis=1)) * spec.scale
+        dots = spec.softcap * np.tanh(dots / spec.softcap) if spec.softcap else dots
         weights = np.exp(np.where(seen, dots, -np.inf))
         weights /= weights.sum(-1, keepdims=True)
         expected = np.einsum("nqk,knh->qnh", weights, np.repeat(v, 3 // kv_heads, axis=1))
         pairs = trees.tile_pairs(row.end)
         width = int(np.diff(pairs[0]).max())
         position, end = jax.numpy.asarray(row.position), jax.numpy.asarray(row.end)
-        by_pairs = trees.by_pairs(softmax, q, k, v, position, end, *map(jax.numpy.asarray, pairs))
-        by_lists = trees.by_lists(softmax, width, q, k, v, position, end, *map(jax.numpy.asarray, pairs))
+        by_pairs = trees.by_pairs(spec, q, k, v, position, end, *map(jax.numpy.asarray, pairs))
+        by_lists = trees.by_lists(spec, width, q, k, v, position, end, *map(jax.numpy.asarray, pairs))
         np.testing.assert_allclose(by_lists, expected, atol=1e-5)
         np.testing.assert_allclose(by_pairs, expected, atol=1e-5)
 
@@ -196,4 +196,4 @@ def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     leaves = one.params()
     one.params = lambda: [leaf * np.nan for leaf in leaves]
     with pytest.raises(RequestError, match="request 0: the model's logits are not numbers"):
-        dict(one.run(one.plan([([1, 2], [3])])))
+        dict(one.run(one.pack([([1, 2], [3])])))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
 
 from jaxllm.execution.compile_cache import use_compilation_cache
-from sharding.hlo import Program, analyse
+from sharding.hlo import HloProgram, analyse
 from sharding.hlo_text import Array, parse
 from sharding.targets import compile_for_cuda, target_devices, target_kinds
 
@@ -40,7 +40,7 @@ class Target:
     def sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def program(self, f: Callable[..., Any], *args: Any, **options: Any) -> Program:
+    def program(self, f: Callable[..., Any], *args: Any, **options: Any) -> HloProgram:
         return analyse(self.compiler(jax.jit(f, **options), *args))
 
 
@@ -151,7 +151,7 @@ def test_a_copied_weight_is_found(target: Target, f: Callable[..., jax.Array], r
 
 
 def test_a_slice_of_stacked_weights_in_a_loop_is_found(target: Target) -> None:
-    """What a scan over stacked layers does to them, where a matrix product cannot read the stack itself."""
+    """A scan over stacked layers copies them where a matrix product cannot read the stack itself."""
 
     def scanned(x: jax.Array, stack: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda y, w: (jnp.sort(y @ jax.lax.optimization_barrier(w)), None), x, stack)[0]

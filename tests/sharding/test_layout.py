@@ -99,7 +99,7 @@ def test_activations_and_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "devices", "embed", "parts"),
+    ("name", "devices", "embed", "divisor"),
     [
         ("tensor", 4, 15, 4),
         ("replicated", 4, 15, 1),
@@ -110,8 +110,8 @@ def test_activations_and_vectors(name: str) -> None:
         ("gathered-2x4", 8, 15, 8),
     ],
 )
-def test_what_sizes_must_divide_by(name: str, devices: int, embed: int, parts: int) -> None:
-    assert layout(name, devices, embed).parts == parts
+def test_what_sizes_must_divide_by(name: str, devices: int, embed: int, divisor: int) -> None:
+    assert layout(name, devices, embed).divisor == divisor
 
 
 def test_sharding_places_an_array_and_constrain_moves_it() -> None:

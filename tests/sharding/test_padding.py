@@ -19,16 +19,16 @@ def test_round_up_is_the_next_multiple(size: int, multiple: int) -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 16))
-def test_a_tail_is_the_source_and_then_padding(size: int, parts: int) -> None:
-    index = pad_tail(size, parts)
+def test_a_tail_is_the_source_and_then_padding(size: int, divisor: int) -> None:
+    index = pad_tail(size, divisor)
     assert index[:size] == tuple(range(size))
     assert set(index[size:]) <= {PAD}
-    assert len(index) % parts == 0 and len(index) - size < parts
+    assert len(index) % divisor == 0 and len(index) - size < divisor
 
 
 @given(SIZES, SIZES, SIZES)
-def test_every_query_head_stands_once_on_the_slot_of_its_kv_head(per_kv: int, kv_heads: int, parts: int) -> None:
-    heads = pad_heads(per_kv * kv_heads, kv_heads, parts)
+def test_every_query_head_stands_once_on_the_slot_of_its_kv_head(per_kv: int, kv_heads: int, divisor: int) -> None:
+    heads = pad_heads(per_kv * kv_heads, kv_heads, divisor)
     assert len(heads.kv_index) == heads.slots and len(heads.query_index) == heads.slots * heads.group
     placed = []
     for position, query in enumerate(heads.query_index):
@@ -40,33 +40,33 @@ def test_every_query_head_stands_once_on_the_slot_of_its_kv_head(per_kv: int, kv
 
 
 @given(SIZES, SIZES, SIZES)
-def test_slots_divide_so_that_a_kv_head_is_on_the_device_of_its_queries(per_kv: int, kv_heads: int, parts: int) -> None:
-    heads = pad_heads(per_kv * kv_heads, kv_heads, parts)
-    assert heads.slots % parts == 0
-    slots, queries = heads.slots // parts, heads.slots * heads.group // parts
-    for device in range(parts):
+def test_slots_divide_so_that_a_kv_head_is_on_the_device_of_its_queries(per_kv: int, kv_heads: int, divisor: int) -> None:
+    heads = pad_heads(per_kv * kv_heads, kv_heads, divisor)
+    assert heads.slots % divisor == 0
+    slots, queries = heads.slots // divisor, heads.slots * heads.group // divisor
+    for device in range(divisor):
         own = heads.kv_index[device * slots : (device + 1) * slots]
         for query in heads.query_index[device * queries : (device + 1) * queries]:
             assert query == PAD or query // per_kv in own
 
 
 @given(SIZES, SIZES, SIZES)
-def test_a_slot_of_padding_holds_padding_alone(per_kv: int, kv_heads: int, parts: int) -> None:
-    heads = pad_heads(per_kv * kv_heads, kv_heads, parts)
+def test_a_slot_of_padding_holds_padding_alone(per_kv: int, kv_heads: int, divisor: int) -> None:
+    heads = pad_heads(per_kv * kv_heads, kv_heads, divisor)
     for slot, kv in enumerate(heads.kv_index):
         if kv == PAD:
             assert set(heads.query_index[slot * heads.group : (slot + 1) * heads.group]) == {PAD}
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8))
-def test_there_are_no_fewer_heads_to_have(per_kv: int, kv_heads: int, parts: int) -> None:
+def test_there_are_no_fewer_heads_to_have(per_kv: int, kv_heads: int, divisor: int) -> None:
     """Any layout gives each device as many slots as the next, each one KV head and `group` queries: try all of them."""
-    heads = pad_heads(per_kv * kv_heads, kv_heads, parts)
+    heads = pad_heads(per_kv * kv_heads, kv_heads, divisor)
     counts = []
     for group in range(1, per_kv + 1):
         # With groups of this size a KV head must stand on so many slots.
         needed = -(-per_kv // group) * kv_heads
-        slots = next(n for n in range(1, needed + parts + 1) if n % parts == 0 and n >= needed)
+        slots = next(n for n in range(1, needed + divisor + 1) if n % divisor == 0 and n >= needed)
         counts.append((slots * group, slots))
     assert (heads.slots * heads.group, heads.slots) == min(counts)
 

@@ -129,11 +129,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Record(NamedTuple):
-    """What transformers said of a case.
+    """Outputs of transformers for a case.
 
     Attributes:
       config: as it wrote it.
-      shapes: of the tensors of a checkpoint.
+      shapes: shapes of the checkpoint's tensors, by name.
       logits: after the tokens `RECORDED` of each of `ROWS`, [_, V].
       greedy: tokens after `LONG`.
       scores: log-probabilities of `CONTINUATIONS` after `CONTEXT`.

@@ -54,7 +54,7 @@ Mutate = Callable[[Random, bytes], bytes]
 
 
 class Parser(NamedTuple):
-    """How a valid checkpoint is written into a folder, how each of its files is changed, and what opens the folder."""
+    """A reader under test: the writer of a valid checkpoint, the changes of each of its files, the function that opens it."""
 
     write: Callable[[Path], None]
     files: dict[str, Mutate]  # by patterns of names in the folder
@@ -486,10 +486,10 @@ def _write_orbax(folder: Path, ocdbt: bool = True, zarr3: bool = True) -> None:
 
 
 def _write_shards(folder: Path) -> None:
-    from checkpoints.convert import convert, plan
+    from checkpoints.convert import convert, prepare
 
     write_tiny(folder / "source", **SMALL)
-    convert(plan(open_checkpoint(folder / "source"), folder / "target", to="orbax"))
+    convert(prepare(open_checkpoint(folder / "source"), folder / "target", to="orbax"))
     shutil.rmtree(folder / "source")
     (folder / "target" / "params").rename(folder / "params")
 
@@ -601,7 +601,7 @@ class Files:
 
 
 def try_inputs(name: str, folder: Path, first: int, last: int, seed: int) -> Iterator[str]:
-    """What became of each."""
+    """The outcome of each input, in order."""
     files = Files(PARSERS[name], folder / name)
     assert check(files.parser, files.folder) == "accepted", f"{name}: {check(files.parser, files.folder)}"
     for number in range(first, last):
@@ -634,7 +634,7 @@ def _bound(memory: int, folder: Path, name: str) -> None:
 
 
 def run(name: str, inputs: int, seed: int) -> tuple[dict[str, int], dict[int, str]]:
-    """How many were accepted and refused, and the findings by number."""
+    """(counts of inputs accepted and refused, findings by the input's number)."""
     counts, findings, number = {"accepted": 0, "refused": 0}, dict[int, str](), 0
     while number < inputs:
         shm = Path("/dev/shm")

@@ -25,7 +25,7 @@ LIMIT = 30.0  # seconds until a process that does not end is killed
 
 @dataclass(frozen=True)
 class Interrupted:
-    """What came of a run that was sent SIGINT `after` so many seconds: it took `seconds` more to end."""
+    """The end of a run that was sent SIGINT `after` so many seconds, and took `seconds` more."""
 
     warm: bool
     after: float
@@ -36,7 +36,7 @@ class Interrupted:
 
     @property
     def finished(self) -> bool:
-        """It had given its answer before: there was nothing left to stop."""
+        """Whether it had given its answer before: there was nothing left to stop."""
         return self.code == 0 and self.out.startswith("abc") and self.err == ""
 
     @property

@@ -11,7 +11,7 @@ from paths import ROOT
 
 
 def environment_in(xdg: Path) -> dict[str, str]:
-    """Of a process with a cache folder of its own."""
+    """The environment of a process with a cache folder of its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_ENABLE_COMP"))}
     return env | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 

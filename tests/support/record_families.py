@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 
 def record(values: dict[str, Any], folder: Path) -> Record:
-    """What transformers says of a config; `folder` gets the checkpoint."""
+    """Outputs of transformers for a config; `folder` gets the checkpoint."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,7 +52,7 @@ def load(folder: Path) -> Any:
 
 
 def recorded_logits(model: Any) -> list[np.ndarray]:
-    """What is kept of the logits of each row."""
+    """The logits that are kept of each row."""
     return [_logits(model, row.prompt + row.decoded)[at] for row, at in zip(ROWS, RECORDED, strict=True)]
 
 

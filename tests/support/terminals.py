@@ -74,7 +74,7 @@ class Person:
 
 
 def shown(line: str) -> str:
-    """What stays of a line that was written over."""
+    """The characters that stay of a line that was written over."""
     cells: list[str] = []
     at = 0
     for letter in line:

@@ -128,7 +128,7 @@ class Run:
     """A checkpoint on a layout, giving the logits after every token."""
 
     def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = kv.BLOCK):
-        """`chunk` tokens a prefill call; `slots` cache rows of `length` positions for each part of the data axis."""
+        """`chunk` tokens a prefill call; `slots` cache rows of `length` positions for each data shard."""
         checkpoint = open_checkpoint(path)
         self.config = checkpoint.config
         self.layout = make_layout(layout, jax.devices()[:devices], self.config.hidden_size)
@@ -139,31 +139,31 @@ class Run:
         self.forward = jax.jit(self._forward, donate_argnames="cache", compiler_options=compiler_options(self.layout))
 
     def logits(self, rows: list[Row]) -> list[np.ndarray]:
-        """[T, V] for each row. Rows of one part of the data axis follow each other; each is a cache row of its own."""
+        """[T, V] for each row. Rows of one data shard follow each other; each is a cache row of its own."""
         assert len(rows) == self.rows and len({len(row.decoded) for row in rows}) == 1
         self.cache = kv.init(self.config, self.layout, self.rows, self.length, "float32")
         found: list[list[np.ndarray]] = [[] for _ in rows]
         for slot in range(self.slots):
             at = range(slot, self.rows, self.slots)
-            for turn in range(max(len(rows[i].chunks) for i in at)):
-                for i, logits in zip(at, self._prefill([rows[i] for i in at], slot, turn), strict=True):
-                    if turn < len(rows[i].chunks):
-                        found[i].append(logits[: len(rows[i].chunks[turn])])
-        for turn in range(len(rows[0].decoded)):
-            start = np.array([len(row.prompt) + turn for row in rows], np.int32)
-            tokens = np.array([[row.decoded[turn]] for row in rows], np.int32)
+            for number in range(max(len(rows[i].chunks) for i in at)):
+                for i, logits in zip(at, self._prefill([rows[i] for i in at], slot, number), strict=True):
+                    if number < len(rows[i].chunks):
+                        found[i].append(logits[: len(rows[i].chunks[number])])
+        for step in range(len(rows[0].decoded)):
+            start = np.array([len(row.prompt) + step for row in rows], np.int32)
+            tokens = np.array([[row.decoded[step]] for row in rows], np.int32)
             for logits, new in zip(found, self._call(TokenBatch(tokens, start, start + 1)), strict=True):
                 logits.append(new)
         return [np.concatenate(parts) for parts in found]
 
-    def _prefill(self, rows: list[Row], slot: int, turn: int) -> np.ndarray:
-        """Chunk `turn` of one row for each part of the data axis; nothing is written for rows that have no more."""
+    def _prefill(self, rows: list[Row], slot: int, number: int) -> np.ndarray:
+        """Chunk `number` of one row for each data shard; nothing is written for rows that have no more."""
         tokens = np.full((len(rows), self.chunk), self.config.vocab_size - 1, np.int32)
-        start = np.array([sum(len(chunk) for chunk in row.chunks[:turn]) for row in rows], np.int32)
-        valid = np.array([turn < len(row.chunks) for row in rows])
+        start = np.array([sum(len(chunk) for chunk in row.chunks[:number]) for row in rows], np.int32)
+        valid = np.array([number < len(row.chunks) for row in rows])
         for i, row in enumerate(rows):
             if valid[i]:
-                tokens[i, : len(row.chunks[turn])] = row.chunks[turn]
+                tokens[i, : len(row.chunks[number])] = row.chunks[number]
         start[~valid] = 0  # over the row's first tokens, which must stay
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
         return self._call(TokenBatch(tokens, start, lengths, np.full(len(rows), slot, np.int32), valid))
