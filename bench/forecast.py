@@ -20,12 +20,12 @@ from bench.latency import run
 from bench.machine import describe, median_seconds, report
 from bench.subject import Subject, add_options
 from checkpoints.hub import rates_dir
-from jaxllm.buckets import row_length
 from jaxllm.execution import programs
 from jaxllm.planning.measure import measured
 from jaxllm.planning.plan import cache_bytes, weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, score_step
 from jaxllm.planning.working_memory import score_bytes, step_bytes
+from jaxllm.platforms import choices
 from jaxllm.scoring.scorer import Scorer
 from sharding.hardware import Hardware
 
@@ -74,7 +74,7 @@ def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> l
 def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a full scoring step, predicted and measured: questions of 60 tokens with four endings of 24."""
     config, layout, engine = subject.config, subject.plan.layout, subject.engine
-    tokens = row_length(layout.platform)
+    tokens = choices(layout.platform).scoring_row
     scorer = Scorer(engine.steps, lambda: engine.params, tokens)
     rng = np.random.default_rng(0)
     pairs = []
@@ -103,7 +103,7 @@ def sizes(subject: Subject) -> list[dict[str, Any]]:
     def held(arrays: list[jax.Array]) -> int:
         return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards if shard.device == device)
 
-    n, length, tokens = engine.rows, engine.length, row_length(layout.platform)
+    n, length, tokens = engine.rows, engine.length, choices(layout.platform).scoring_row
     generating = (programs.prefill(engine.steps, PROMPT, n, length), programs.decode(engine.steps, n, length))
     scoring = programs.score(engine.steps, tokens, 0 if layout.platform == "cpu" else WIDTH)
     pairs = {

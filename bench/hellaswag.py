@@ -25,9 +25,9 @@ from bench.challenge import board
 from bench.machine import describe, matmul_rate, process_seconds, report
 from bench.prediction import predict, target_layout, target_scorer
 from bench.subject import Subject, add_options
-from jaxllm.buckets import row_length
 from jaxllm.config import ModelConfig
 from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy, read_questions
+from jaxllm.platforms import choices
 from jaxllm.requests.encoding import Pair, PairEncoder, fit
 from jaxllm.scoring.scorer import Packing, Scorer
 from sharding.layout import Layout
@@ -115,7 +115,7 @@ def scorer_of(subject: Subject | None) -> Scorer:
     """A scorer with the steps and weights of the subject's engine."""
     assert subject is not None
     engine = subject.engine
-    return Scorer(engine.steps, lambda: engine.params, row_length(engine.layout.platform))
+    return Scorer(engine.steps, lambda: engine.params, choices(engine.layout.platform).scoring_row)
 
 
 def encode(questions: list[Question], tokenizer: Any, config: ModelConfig) -> tuple[list[tuple[str, str]], list[Pair], list[str]]:

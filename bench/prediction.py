@@ -11,11 +11,11 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from jaxllm.buckets import row_length
 from jaxllm.execution.batch import abstract_batch, empty_packed_batch
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.roofline import MAX_MFU, StepSeconds, score_step
+from jaxllm.platforms import choices
 from jaxllm.scoring.scorer import Packing, Scorer
 from sharding.hardware import hardware
 from sharding.hlo import analyse
@@ -38,7 +38,7 @@ def target_layout(args: argparse.Namespace) -> Layout:
 
 def target_scorer(args: argparse.Namespace, layout: Layout) -> Scorer:
     """A scorer that packs and compiles for those GPUs; it has no parameters to run with."""
-    return Scorer(Steps(PRESETS[args.config], layout, args.dtype), list, row_length(layout.platform))
+    return Scorer(Steps(PRESETS[args.config], layout, args.dtype), list, choices(layout.platform).scoring_row)
 
 
 def predict(scorer: Scorer, packing: Packing) -> dict[str, Any]:

@@ -39,8 +39,3 @@ def length_bucket(length: int, max_length: int, block: int) -> int:
 def row_bucket(rows: int, max_rows: int, data: int) -> int:
     """Rows of the cache for so many slots; a multiple of the data axis, as `max_rows` is."""
     return min(data * power_of_two(-(-rows // data)), max_rows)
-
-
-def row_length(platform: str) -> int:
-    """Tokens of a row: few on a CPU, whose cache holds their activations; elsewhere enough to hide transfers behind compute."""
-    return 2048 if platform == "cpu" else 16384

@@ -22,7 +22,6 @@ from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, prepare
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
-from jaxllm.buckets import row_length
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
@@ -32,6 +31,7 @@ from jaxllm.generation.engine import Engine
 from jaxllm.generation.request import Request, RequestMaker
 from jaxllm.planning.plan import Run, default_dtype
 from jaxllm.planning.remedies import plan_or_refuse
+from jaxllm.platforms import choices
 from jaxllm.requests import checks
 from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar
 from jaxllm.requests.chat_template import encode_chat
@@ -170,7 +170,7 @@ class LLM:
     @cached_property
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        return Scorer(self._steps, self._params.result, row_length(self.plan.layout.platform))
+        return Scorer(self._steps, self._params.result, choices(self.plan.layout.platform).scoring_row)
 
     # The doors
 

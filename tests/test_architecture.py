@@ -1,9 +1,10 @@
 """Imports go one way, from room to room, and never in a circle.
 
 sharding <- decoder <- execution <- generation | scoring | planning <- llm <- evaluation, integrations, commands, bench. At the
-bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`). Of
-`jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the source, so an import inside a function counts as one
-at the top. A rule that names a package holds for all of it; where two rules fit a module, the longer name decides.
+bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`), what
+platforms want done otherwise (`platforms`). Of `jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the
+source, so an import inside a function counts as one at the top. A rule that names a package holds for all of it; where two rules
+fit a module, the longer name decides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.fast
 PACKAGES = ("bench", "checkpoints", "jaxllm", "sharding")
 TOP_FILES = 9  # at most, in `jaxllm` itself: a newcomer looks there first
 
-GROUND = ("jaxllm.buckets", "jaxllm.config", "jaxllm.requests")
+GROUND = ("jaxllm.buckets", "jaxllm.config", "jaxllm.platforms", "jaxllm.requests")
 DEVICE = (*GROUND, "jaxllm.decoder", "jaxllm.execution", "sharding")
 DOOR = (
     *DEVICE,
@@ -45,9 +46,10 @@ MAY_IMPORT = {
     "jaxllm.buckets": ("sharding",),
     "jaxllm.config": ("sharding",),
     "jaxllm.fair_lock": (),
+    "jaxllm.platforms": (),
     "jaxllm.requests": ("jaxllm.requests",),
-    "jaxllm.decoder": ("jaxllm.buckets", "jaxllm.config", "jaxllm.decoder", "sharding"),
-    "jaxllm.execution": ("jaxllm.buckets", "jaxllm.config", "jaxllm.decoder", "jaxllm.execution", "sharding"),
+    "jaxllm.decoder": ("jaxllm.buckets", "jaxllm.config", "jaxllm.decoder", "jaxllm.platforms", "sharding"),
+    "jaxllm.execution": ("jaxllm.buckets", "jaxllm.config", "jaxllm.decoder", "jaxllm.execution", "jaxllm.platforms", "sharding"),
     "jaxllm.generation": (*DEVICE, "jaxllm.generation"),
     "jaxllm.planning": (*DEVICE, "jaxllm.planning"),
     "jaxllm.scoring": (*DEVICE, "jaxllm.scoring"),
@@ -78,6 +80,7 @@ WITHOUT_JAX = (
     "jaxllm.decoder.mechanisms",
     "jaxllm.generation.scheduler",
     "jaxllm.planning.presets",
+    "jaxllm.platforms",
     "jaxllm.requests",
     "jaxllm.scoring.trie",
     "sharding.absent_gpu",

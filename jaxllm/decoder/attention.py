@@ -13,10 +13,11 @@ from flax import nnx
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
-from jaxllm.decoder.kv_cache import LayerCache
+from jaxllm.decoder.cache_spec import LayerCache
 from jaxllm.decoder.layers import add_in_order, dot, linear, param
 from jaxllm.decoder.norm import Norm, NormOfAllHeads
 from jaxllm.decoder.rope import rotate
+from jaxllm.platforms import choices
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads
 
@@ -118,7 +119,7 @@ def over_cache(layout: Layout, cache: LayerCache, batch: TokenBatch, spec: Atten
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
         wraps = spec.window is not None
         new = kv.write(cache, layout, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), batch, wraps=wraps)
-        if q.shape[1] > 1 and layout.platform == "cpu":
+        if q.shape[1] > 1 and choices(layout.platform).loops_over_tiles:
             blocks = new.values.shape[2]
             read = partial(kv.read_block, new, layout, batch)
             return attend_by_blocks(q, (lambda i: read(i % blocks)) if wraps else read, batch.start, spec), new
@@ -147,9 +148,8 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, s
     visible = spec.mask(position[:, None, :, None], _stored(spec, c, size, start + t - 1))  # b c t s
     scores = jnp.where(visible[:, None, :, None], scores, -jnp.inf)
     p = jnp.exp((scores - jnp.max(scores, axis=(2, 5), keepdims=True)) * spec.post_max_scale)
-    # Where XLA reads the values as they lie. Of a single query a KV head it makes no matrix product on a GPU, and otherwise
-    # copies them to another order.
-    axis, order = (0, "cbkgth") if platform == "gpu" and n // k * t == 1 else (2, "bkcgth")
+    # Where XLA reads the values as they lie.
+    axis, order = (0, "cbkgth") if choices(platform).blocks_first and n // k * t == 1 else (2, "bkcgth")
     out = dot(f"bkcgts,bkcsh->{order}", p.astype(dtype), values)
     y = add_in_order(out, axis) / add_in_order(p.sum(axis=-1), 2)[..., None]  # b k g t h
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
@@ -166,10 +166,7 @@ def _stored(spec: AttentionSpec, blocks: int, size: int, last: jax.Array) -> jax
 
 
 def attend_by_blocks(q: jax.Array, read: BlockReader, start: jax.Array, spec: AttentionSpec) -> jax.Array:
-    """`attend` in a loop over the blocks that any query sees, with a running maximum (Milakov and Gimelshein 2018).
-
-    Five times faster on a CPU for a chunk in a cache twice its length. On a GPU each pass of such a loop would wait for the host.
-    """
+    """`attend` in a loop over the blocks that any query sees, with a running maximum (Milakov and Gimelshein 2018)."""
     b, t, n, h = q.shape
     _, k, size, _ = jax.eval_shape(read, jnp.int32(0))[1].shape
     dtype = q.dtype

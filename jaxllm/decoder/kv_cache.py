@@ -8,8 +8,7 @@ every decode step on a CPU. One block's product is the same code in a cache of a
 alone. On a CPU the cache is float32 whatever the model's dtype (it holds the same rounded numbers): XLA has no 16-bit update in
 place there and would convert all of it, twice, for every token.
 
-A layer with a window has fewer blocks, those of the window and a chunk, as a ring buffer: position p stands at p modulo their
-length (`window_capacity`).
+A layer with a window has fewer blocks, those of the window and a chunk, as a ring buffer (see `cache_spec`).
 
 Attention sees `write`, `read` and `read_block` and nothing else of it. They run under `shard_map`: each device touches its own
 rows and heads, no collective can appear, and the donated buffer is updated in place. R and C come from ladders; `resize` moves
@@ -18,86 +17,32 @@ to a higher rung.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
 
-from jaxllm.buckets import MAX_CHUNK, power_of_two
-from jaxllm.config import ModelConfig
 from jaxllm.decoder.batch import TokenBatch
+from jaxllm.decoder.cache_spec import AXES, BLOCK, CacheSpec, LayerCache
+from jaxllm.platforms import choices
 from sharding.layout import Layout
-from sharding.padding import pad_heads, round_up
-
-AXES = ("rows", "kv_heads", None, None, None)
-BLOCK = 128  # positions
-
-
-class LayerCache(NamedTuple):
-    """One layer's keys [R, K, C, H, BLOCK] and values [R, K, C, BLOCK, H]: arrays, or their shapes."""
-
-    keys: Any
-    values: Any
-
 
 Cache = list[LayerCache]
 
 
-def cache_dtype(dtype: str, platform: str) -> str:
-    """The cache's dtype for a model of `dtype`."""
-    return "float32" if platform == "cpu" else dtype
-
-
-def window_capacity(window: int | None, platform: str) -> int | None:
-    """Positions that a layer with this window keeps at most; None: all.
-
-    Before a chunk's first token there are those that it sees, and a chunk never passes the end.
-    """
-    if window is None:
-        return None
-    length = round_up(window + MAX_CHUNK - 1, MAX_CHUNK)
-    # As many blocks as a GPU has rows are to be avoided (see `padded_length`): rows are powers of two, but for their maximum.
-    while platform == "gpu" and length // BLOCK == power_of_two(length // BLOCK):
-        length += MAX_CHUNK
-    return length
-
-
-def lengths(config: ModelConfig, platform: str, length: int) -> list[int]:
-    """Positions of each layer's cache for sequences of `length`."""
-    return [min(length, window_capacity(layer.window, platform) or length) for layer in config.layers]
-
-
-def abstract(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+def abstract(specs: Sequence[CacheSpec], layout: Layout, rows: int, length: int) -> Cache:
     """Shapes and shardings of a cache of `rows` rows and `length` positions, a multiple of BLOCK."""
-    slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
-    h, sharding = config.head_dim, layout.sharding(AXES)
-
-    def layer(length: int) -> LayerCache:
-        blocks = (rows, slots, length // BLOCK)
-        keys = jax.ShapeDtypeStruct((*blocks, h, BLOCK), jnp.dtype(dtype), sharding=sharding)
-        return LayerCache(keys, jax.ShapeDtypeStruct((*blocks, BLOCK, h), jnp.dtype(dtype), sharding=sharding))
-
-    wanted = lengths(config, layout.platform, length)
-    made = {one: layer(one) for one in set(wanted)}
-    return [made[one] for one in wanted]
+    made = {spec: spec.abstract(layout, rows, length) for spec in set(specs)}
+    return [made[spec] for spec in specs]
 
 
-def padded_length(layout: Layout, rows: int, length: int) -> int:
-    """Positions of a cache of `rows` for sequences of `length`, a multiple of BLOCK: a block more where it is needed.
-
-    As many rows on a device as blocks, and XLA for GPUs keeps the values of all layers a second time, in another order.
-    """
-    square = layout.platform == "gpu" and rows // layout.data == length // BLOCK > 1
-    return length + BLOCK if square else length
-
-
-def init(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str) -> Cache:
+def init(specs: Sequence[CacheSpec], layout: Layout, rows: int, length: int) -> Cache:
     """An empty cache on the devices."""
-    shapes = abstract(config, layout, rows, length, dtype)
-    return [LayerCache(*(zeros(x)() for x in layer)) for layer in shapes]
+    return [LayerCache(*(zeros(x)() for x in layer)) for layer in abstract(specs, layout, rows, length)]
 
 
 @lru_cache(maxsize=16)
@@ -159,8 +104,7 @@ def _put(layout: Layout, cache: jax.Array, new: jax.Array, axis: int, where: Whe
 
     def local(cache: jax.Array, new: jax.Array, where: Where) -> jax.Array:
         start, slot, valid = where
-        if slot is None and len(cache) == 1 and layout.platform == "cpu":
-            # In a loop of one pass, which XLA does not know: it would fuse the write into each read, and copy the cache for it.
+        if slot is None and len(cache) == 1 and choices(layout.platform).hides_writes:
             passes = (start[0] >= 0).astype(jnp.int32)
             return jax.lax.fori_loop(0, passes, lambda _, x: jax.lax.dynamic_update_slice(x, new, place(start[0])), cache)
         if slot is None:  # decode: row i of `new`, one token, goes to row i of the cache

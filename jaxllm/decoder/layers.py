@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.platforms import choices
 from sharding.layout import Axes, Layout
 
 ACTIVATIONS = {
@@ -39,20 +40,17 @@ def linear(layout: Layout, x: jax.Array, w: nnx.Param, bias: nnx.Param | None = 
     return y if bias is None else y + weight(layout, bias).astype(y.dtype).reshape(1, 1, -1)
 
 
-SUM_SPLITS = 8
 MANY = 1024  # tokens of a row; only scoring has so many
-FEWEST_ROWS = {"cpu": 4, "gpu": 2}  # of 16 bits that a product with a weight is given
 
 
 def ffn_sum_splits(layout: Layout, inputs: int, tokens: int) -> int:
     """Number of partial sums that a float32 product over a device's `inputs` of the ffn is split into.
 
-    XLA's CPU compiler adds such products one after another. In some models a few inputs are a thousand times larger than the
-    others (Sun et al. 2024, massive activations), and all that is added after them is rounded to their precision. Eight shorter
-    sums halve the error of SmolLM2's logits. Few rows cost nothing more; for many this product takes two and a half times as
-    long, and an answer's log-probability asks for less.
+    Few rows cost nothing more; for many this product takes two and a half times as long, and an answer's log-probability asks for
+    less.
     """
-    return SUM_SPLITS if layout.platform == "cpu" and inputs % SUM_SPLITS == 0 and tokens < MANY else 1
+    splits = choices(layout.platform).sum_splits
+    return splits if inputs % splits == 0 and tokens < MANY else 1
 
 
 def _product(layout: Layout, x: jax.Array, matrix: jax.Array, axis: str) -> jax.Array:
@@ -73,12 +71,8 @@ def add_in_order(x: jax.Array, axis: int) -> jax.Array:
 
 
 def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:
-    """x [B, T, I] of 16 bits with zeros added along T where its B * T rows are too few for a product with a weight to be fast.
-
-    On a CPU XLA multiplies a single row ten times slower than four. On GPUs a single row is no matrix product to it: before
-    Ampere it converts the whole weight to float32, on later ones it writes the float32 terms of smaller weights to memory.
-    """
-    fewest = FEWEST_ROWS.get(layout.platform, 1) if x.dtype.itemsize == 2 else 1
+    """x [B, T, I] of 16 bits with zeros added along T where its B * T rows are too few for a product with a weight to be fast."""
+    fewest = choices(layout.platform).fewest_rows if x.dtype.itemsize == 2 else 1
     missing = fewest - x.shape[0] // layout.data * x.shape[1]
     return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x
 

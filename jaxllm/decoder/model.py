@@ -14,13 +14,15 @@ from flax import nnx
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec, over_cache
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
-from jaxllm.decoder.kv_cache import Cache, LayerCache
+from jaxllm.decoder.cache_spec import LayerCache
+from jaxllm.decoder.kv_cache import Cache
 from jaxllm.decoder.layers import dot, fill_rows, param, weight
 from jaxllm.decoder.mlp import MLP
 from jaxllm.decoder.moe import MixtureOfExperts
 from jaxllm.decoder.norm import Norm
 from jaxllm.decoder.rope import rope_angles
 from jaxllm.decoder.tree_attention import over_trees
+from jaxllm.platforms import choices
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads, pad_heads, round_up
 
@@ -150,10 +152,9 @@ class Decoder(nnx.Module):
 
         def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
             own = tokens - jax.lax.axis_index("model") * table.shape[0]
-            # Looked up as integers: of a 16-bit float table XLA's CPU compiler makes a float32 copy in every call. And behind a
-            # barrier, or decode's loop has the integers copied before it begins. To a TPU the integers are the copy.
+            # Behind a barrier, or decode's loop has the integers copied before it begins.
             bits = table
-            if table.dtype.itemsize == 2 and self.layout.platform != "tpu":
+            if table.dtype.itemsize == 2 and choices(self.layout.platform).tables_as_integers:
                 table, own = jax.lax.optimization_barrier((table, own))
                 bits = table.view(jnp.uint16)
             found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)

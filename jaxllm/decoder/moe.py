@@ -22,11 +22,11 @@ from flax import nnx
 from jaxllm.config import Experts, ModelConfig
 from jaxllm.decoder.layers import dot, param, weight
 from jaxllm.decoder.mlp import MLP, activate
+from jaxllm.platforms import choices
 from sharding.layout import Layout
 from sharding.padding import round_up
 
 SPARE = 1.25  # capacity of an expert in a round, over the mean
-FEW = 128  # tokens; with no more a GPU is busy reading weights, and a loop would wait for the host in every layer
 
 
 class MixtureOfExperts(nnx.Module):
@@ -76,8 +76,8 @@ def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, share
     tokens, expert = x.reshape(-1, d), chosen.reshape(-1)
     run: Form
     if 2 * len(expert) <= experts:
-        run = _one_by_one if platform == "cpu" else _with_own_weights
-    elif platform == "tpu":
+        run = _one_by_one if choices(platform).few_experts == "one by one" else _with_own_weights
+    elif choices(platform).grouped_products:
         run = _ragged
     else:
         run = partial(_in_rounds, capacity=capacity(config, platform, len(tokens)))
@@ -88,7 +88,7 @@ def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, share
 
 def capacity(config: Experts, platform: str, tokens: int) -> int:
     """Pairs that an expert takes in a round of so many tokens."""
-    if platform == "gpu" and tokens <= FEW:
+    if tokens <= choices(platform).one_round:
         return tokens
     return min(round_up(int(SPARE * tokens * config.top_k / config.count) + 1, 8), tokens)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
 from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.layers import dot
+from jaxllm.platforms import choices
 from sharding.layout import Layout
 
 TILE = 128
@@ -38,7 +39,7 @@ def over_trees(layout: Layout, batch: PackedBatch, width: int, spec: AttentionSp
     `width`: the most key tiles that any query tile sees; a CPU needs none.
     """
     rows, heads = layout.spec(("rows", None)), layout.spec(("rows", None, "heads", None))
-    one = partial(by_pairs, spec) if layout.platform == "cpu" else partial(by_lists, spec, width)
+    one = partial(by_pairs, spec) if choices(layout.platform).loops_over_tiles else partial(by_lists, spec, width)
 
     def local(*arrays: jax.Array) -> jax.Array:
         return jnp.stack([one(*row) for row in zip(*arrays, strict=True)])

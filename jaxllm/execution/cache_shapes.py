@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxllm.buckets import cache_length, length_bucket, row_bucket
-from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import BLOCK, padded_length
 from sharding.layout import Layout
 from sharding.padding import round_up
 
@@ -24,22 +24,22 @@ class CacheLadder:
 
     @classmethod
     def of(cls, layout: Layout, max_num_seqs: int, max_model_len: int) -> CacheLadder:
-        return cls(layout, round_up(max_num_seqs, layout.data), cache_length(max_model_len, kv.BLOCK))
+        return cls(layout, round_up(max_num_seqs, layout.data), cache_length(max_model_len, BLOCK))
 
     def shape(self, slots: int, length: int) -> Shape:
         """The smallest shape with so many rows and positions."""
         rows = row_bucket(slots, self.max_rows, self.layout.data)
-        return rows, kv.padded_length(self.layout, rows, length_bucket(length, self.max_length, kv.BLOCK))
+        return rows, padded_length(self.layout, rows, length_bucket(length, self.max_length, BLOCK))
 
     def climb(self, now: Shape, slots: int, length: int) -> Iterator[Shape]:
         """The shapes on the way from `now` to one that has as much too: rung by rung, for there to be few programs."""
         rows, positions = now
         while rows < slots:
             rows = row_bucket(rows + 1, self.max_rows, self.layout.data)
-            positions = kv.padded_length(self.layout, rows, positions)
+            positions = padded_length(self.layout, rows, positions)
             yield rows, positions
         while positions < length:
-            positions = kv.padded_length(self.layout, rows, length_bucket(positions + 1, self.max_length, kv.BLOCK))
+            positions = padded_length(self.layout, rows, length_bucket(positions + 1, self.max_length, BLOCK))
             yield rows, positions
 
     def reachable(self) -> dict[Shape, list[Shape]]:
@@ -60,7 +60,7 @@ class CacheLadder:
         return _rungs(self.max_rows, lambda rows: row_bucket(rows, self.max_rows, self.layout.data))
 
     def _lengths(self) -> list[int]:
-        return _rungs(self.max_length, lambda length: length_bucket(length, self.max_length, kv.BLOCK))
+        return _rungs(self.max_length, lambda length: length_bucket(length, self.max_length, BLOCK))
 
 
 def _rungs(most: int, bucket: Callable[[int], int]) -> list[int]:

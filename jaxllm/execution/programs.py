@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jax.stages import Compiled, Wrapped
 
 from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import padded_length
 from jaxllm.execution.batch import (
     abstract_batch,
     empty_decode_batch,
@@ -43,7 +44,7 @@ def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> Ste
     `rows` is a multiple of the data axis, `length` of the cache's block. `random`: some rows sample.
     """
     batch = empty_decode_batch(rows, empty_sampling_batch(rows, filters=random))
-    length = kv.padded_length(steps.layout, rows, length)
+    length = padded_length(steps.layout, rows, length)
     args = (steps.abstract_params(), _cache(steps, rows, length), abstract_batch(steps.layout, batch))
     return StepProgram(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
 
@@ -81,4 +82,4 @@ def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> lis
 
 
 def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:
-    return kv.abstract(steps.config, steps.layout, rows, length, kv.cache_dtype(steps.dtype, steps.layout.platform))
+    return kv.abstract(steps.cache_specs, steps.layout, rows, length)

@@ -16,7 +16,8 @@ from flax import nnx
 
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
-from jaxllm.decoder.kv_cache import AXES, Cache
+from jaxllm.decoder.cache_spec import AXES, cache_specs
+from jaxllm.decoder.kv_cache import Cache
 from jaxllm.decoder.model import Decoder
 from jaxllm.execution.batch import DecodeBatch, Logprobs, Sampled, SamplingBatch, Scored
 from jaxllm.execution.loglikelihood import score_hidden
@@ -71,6 +72,7 @@ class Steps:
 
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
         self.config, self.layout, self.dtype = config, layout, dtype
+        self.cache_specs = cache_specs(config, layout, dtype)
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]

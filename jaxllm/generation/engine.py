@@ -44,7 +44,6 @@ class Engine:
         self.max_length = self.ladder.max_length
         self.scheduler = Scheduler(max_num_seqs, self.layout.data, self.config.short_context)
         self.cache: kv.Cache = []
-        self.cache_dtype = kv.cache_dtype(steps.dtype, self.layout.platform)
         self.rows = self.length = 0  # 0: nothing is in it
         self.made = (0, 0)  # rows and positions of its arrays
         self.on_program = on_program
@@ -135,10 +134,10 @@ class Engine:
             shape = self.ladder.shape(slots, length)
             if not self.cache or shape != self.made:
                 self.cache = []  # freed before the next one is made
-                self.cache = kv.init(self.config, self.layout, *shape, self.cache_dtype)
+                self.cache = kv.init(self.steps.cache_specs, self.layout, *shape)
             self.rows, self.length = self.made = shape
         for shape in self.ladder.climb((self.rows, self.length), slots, length):
-            shapes = kv.abstract(self.config, self.layout, *shape, self.cache_dtype)
+            shapes = kv.abstract(self.steps.cache_specs, self.layout, *shape)
             self.made = (0, 0)  # neither as before nor as it will be
             self.cache = kv.resize(self.cache, self.layout, shapes)
             self.rows, self.length = self.made = shape

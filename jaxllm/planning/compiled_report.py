@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxllm.buckets import MAX_CHUNK, cache_length, row_length
+from jaxllm.buckets import MAX_CHUNK, cache_length
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.kv_cache import BLOCK
+from jaxllm.decoder.cache_spec import BLOCK
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
+from jaxllm.platforms import choices
 from sharding.hlo import COLLECTIVES, HloProgram, analyse
 from sharding.layout import Layout
 
@@ -63,7 +64,8 @@ def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callabl
     rows = [batch * layout.data for batch in BATCHES]
     wanted = [programs.prefill(steps, min(MAX_CHUNK, context), rows[0], context)]
     wanted += [programs.decode(steps, n, context) for n in rows]
-    wanted += [programs.score(steps, row_length(layout.platform), 0 if layout.platform == "cpu" else WIDTH)]
+    platform = choices(layout.platform)
+    wanted += [programs.score(steps, platform.scoring_row, 0 if platform.loops_over_tiles else WIDTH)]
     found = []
     for program in wanted:
         say(f"compiling {program.name}, {layout.name}")

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK, row_length
+from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.moe import products
 from jaxllm.planning.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
+from jaxllm.platforms import choices
 from sharding.hardware import Hardware
 from sharding.layout import Layout, make_layout
 
@@ -111,7 +112,7 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
         found,
         first_token=prompt.total,
         steps=tuple(_step(run, layout, rates, batch) for batch in BATCHES),
-        hellaswag=HELLASWAG * seconds_per_token(config, layout, dtype, rates, row_length(layout.platform)),
+        hellaswag=HELLASWAG * seconds_per_token(config, layout, dtype, rates, choices(layout.platform).scoring_row),
     )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.attention import AttentionSpec, attend
+from jaxllm.decoder.cache_spec import BLOCK, cache_dtype
 from jaxllm.decoder.layers import dot
 from sharding.hardware import Hardware
 from sharding.mesh import device_memory
@@ -144,12 +144,12 @@ def copy_rate(devices: list[jax.Device]) -> float:
 def _cache_rate(mesh: Mesh, dtype: str) -> float:
     rows, heads, group, blocks, head_dim = CACHED
     platform = mesh.devices.flat[0].platform
-    kept = kv.cache_dtype(dtype, platform)
+    kept = cache_dtype(dtype, platform)
     # Each device has rows of its own, as in a batch.
     q = _filled(mesh, (rows, 1, heads * group, head_dim), dtype).reshape(-1, 1, heads * group, head_dim)
-    keys = _filled(mesh, (rows, heads, blocks, head_dim, kv.BLOCK), kept).reshape(-1, heads, blocks, head_dim, kv.BLOCK)
+    keys = _filled(mesh, (rows, heads, blocks, head_dim, BLOCK), kept).reshape(-1, heads, blocks, head_dim, BLOCK)
     values = keys.swapaxes(3, 4)
-    start = jnp.full(len(q), blocks * kv.BLOCK - 1, jnp.int32)
+    start = jnp.full(len(q), blocks * BLOCK - 1, jnp.int32)
     spec = P("all")
     one = partial(attend, spec=AttentionSpec(head_dim**-0.5, 0, None), platform=platform)
     step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))

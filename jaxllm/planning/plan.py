@@ -10,12 +10,13 @@ from typing import Any, Literal
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from jaxllm.buckets import cache_length, row_length
+from jaxllm.buckets import cache_length
 from jaxllm.config import ModelConfig
-from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import BLOCK, cache_specs, padded_length
 from jaxllm.decoder.model import Decoder
 from jaxllm.planning.roofline import decode_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
+from jaxllm.platforms import choices
 from sharding.hardware import hardware
 from sharding.layout import AMPERE, Layout, capability, make_layout
 from sharding.mesh import device_memory
@@ -114,7 +115,7 @@ def find_plan(run: Run) -> Plan:
     def seconds(plan: Plan) -> float:
         if run.workload == "generate":
             return decode_step(run.config, plan.layout, run.dtype, rates, 1, min(CONTEXT, plan.max_model_len)).total
-        return seconds_per_token(run.config, plan.layout, run.dtype, rates, row_length(plan.layout.platform))
+        return seconds_per_token(run.config, plan.layout, run.dtype, rates, choices(plan.layout.platform).scoring_row)
 
     return min(fitting, key=seconds)
 
@@ -179,12 +180,10 @@ def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, leng
 
 def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
     """Bytes of keys and values on each device, layer by layer."""
-    platform = layout.mesh.devices.flat[0].platform
-    kept = kv.cache_dtype(dtype, platform)
-    rows = round_up(rows, layout.data)
-    shapes = kv.abstract(config, layout, rows, kv.padded_length(layout, rows, cache_length(length, kv.BLOCK)), kept)
-    kinds = {layer: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in layer) for layer in set(shapes)}
-    return [kinds[layer] for layer in shapes]
+    specs, rows = cache_specs(config, layout, dtype), round_up(rows, layout.data)
+    length = padded_length(layout, rows, cache_length(length, BLOCK))
+    nbytes = {spec: spec.nbytes(layout, rows, length) for spec in set(specs)}
+    return [nbytes[spec] for spec in specs]
 
 
 def _halves(length: int) -> list[int]:

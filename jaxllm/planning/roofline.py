@@ -9,13 +9,12 @@ from itertools import pairwise
 import jax.numpy as jnp
 
 from jaxllm.config import Layer, ModelConfig
-from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import cache_specs
 from jaxllm.decoder.layers import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
 from sharding.hardware import Hardware
 from sharding.layout import Layout
-from sharding.padding import pad_heads
 
 MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 7  # of a layer: a gather each
@@ -83,7 +82,7 @@ def _between(curve: tuple[tuple[int, float], ...], rows: int) -> float:
 class _Step:
     def __init__(self, config: ModelConfig, layout: Layout, dtype: str, hardware: Hardware):
         self.config, self.layout, self.hardware = config, layout, hardware
-        self.dtype, self.size = dtype, jnp.dtype(dtype).itemsize
+        self.specs, self.size = cache_specs(config, layout, dtype), jnp.dtype(dtype).itemsize
         self.flops = MAX_MFU * (hardware.flops if self.size == 2 else hardware.float32_flops)
 
     def seconds(self, tokens: int, scored: int, keys: int, cached: int, looped: bool = False) -> StepSeconds:
@@ -115,15 +114,11 @@ class _Step:
 
     def _kept(self, keys: int) -> float:
         """Mean fraction of the keys that a layer keeps."""
-        lengths = kv.lengths(self.config, self.layout.platform, keys)
-        return sum(lengths) / len(lengths) / keys
+        return sum(spec.length(keys) for spec in self.specs) / len(self.specs) / keys
 
     def _cache_bytes(self) -> int:
         """Bytes of keys and values of one token, padding included."""
-        config, layout = self.config, self.layout
-        slots = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor).slots
-        kept = jnp.dtype(kv.cache_dtype(self.dtype, layout.platform)).itemsize
-        return config.kv_bytes_per_token(kept) * slots // config.num_kv_heads
+        return sum(spec.bytes_per_position for spec in self.specs)
 
     def _ffn_width(self) -> int:
         """Mean width of the ffn that a token passes, over the layers."""

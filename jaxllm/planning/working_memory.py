@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK, row_length
+from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.kv_cache import BLOCK
-from jaxllm.decoder.layers import FEWEST_ROWS, ffn_sum_splits
+from jaxllm.decoder.cache_spec import BLOCK
+from jaxllm.decoder.layers import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.execution.loglikelihood import CHUNK
+from jaxllm.platforms import CPU, choices
 from sharding.layout import AMPERE, HOPPER, Layout
 from sharding.padding import round_up
 
@@ -31,7 +32,7 @@ def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, lengt
 
 def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
     """Bytes of a scoring step: an ffn's activations, residuals, and the weights gathered meanwhile."""
-    sizes, tokens = _Sizes(config, layout, dtype), row_length(layout.platform)
+    sizes, tokens = _Sizes(config, layout, dtype), choices(layout.platform).scoring_row
     if layout.platform == "cpu":
         return sizes.cpu_score(tokens)
     # GPUs before Ampere have no Triton kernels, and the ffn's products stay in float32.
@@ -98,7 +99,7 @@ class _Sizes:
 
     def _logits(self, rows: int) -> int:
         """Bytes of the logits, as a device makes them and whole."""
-        made = FEWEST_ROWS["cpu"] * self.vocab if self.size == 2 else 0
+        made = CPU.fewest_rows * self.vocab if self.size == 2 else 0
         return 4 * (max(made, rows * self.config.vocab_size) + rows * self.config.vocab_size)
 
     def _converted(self) -> int:

@@ -13,10 +13,11 @@ from tiny import Row, Run, random_row
 
 from jaxllm import LLM, SamplingParams
 from jaxllm.buckets import MAX_CHUNK
+from jaxllm.decoder import cache_spec
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.attention import AttentionSpec, attend, attend_by_blocks
 from jaxllm.decoder.batch import TokenBatch
-from jaxllm.decoder.kv_cache import LayerCache
+from jaxllm.decoder.cache_spec import BLOCK, LayerCache
 from jaxllm.planning.plan import cache_bytes
 from sharding.layout import make_layout
 
@@ -36,22 +37,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """With its `undo`, caches are rings again."""
-    monkeypatch.setattr(kv, "window_capacity", lambda window, platform: None)
+    monkeypatch.setattr(cache_spec, "window_capacity", lambda window, platform: None)
     return monkeypatch
 
 
 @pytest.mark.parametrize("window", [1, 7, 512, 513, 514, 1024, 4096])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_ring_holds_a_chunk_and_what_its_first_token_sees(window: int, platform: str) -> None:
-    length = kv.window_capacity(window, platform)
+    length = cache_spec.window_capacity(window, platform)
     assert length is not None and window + MAX_CHUNK - 1 <= length < window + 3 * MAX_CHUNK
     assert length % MAX_CHUNK == 0  # where a chunk starts at a multiple of itself it never passes the end
-    assert kv.window_capacity(None, platform) is None
+    assert cache_spec.window_capacity(None, platform) is None
 
 
 def test_full_layers_keep_all(folders: dict[str, Path]) -> None:
     llm = LLM(folders["gemma3_text"], layout="tensor", devices=1, max_num_seqs=1)
-    lengths = kv.lengths(llm.config, "cpu", CONTEXT)
+    lengths = [spec.length(CONTEXT) for spec in llm.engine.steps.cache_specs]
     assert lengths == [1024] * 5 + [CONTEXT] + [1024]
     layout = make_layout("tensor", jax.devices()[:1], llm.config.hidden_size)
     token = llm.config.kv_bytes_per_token(4) // llm.config.num_layers
@@ -96,12 +97,12 @@ def test_a_growing_cache_keeps_what_is_seen(folders: dict[str, Path], whole: pyt
 def test_both_ways_to_attend_over_a_ring_agree(start: int) -> None:
     """A GPU's, over all that is there, and a CPU's, block by block; of a chunk that stands anywhere."""
     layout, rng, window = make_layout("tensor", jax.devices()[:1], 8), np.random.default_rng(0), 300
-    length = kv.window_capacity(window, "cpu")
+    length = cache_spec.window_capacity(window, "cpu")
     assert length == 1024
     keys, values = (jnp.asarray(rng.normal(size=(1, 2, start + 512, 8)), "float32") for _ in range(2))
     q = jnp.asarray(rng.normal(size=(1, 512, 4, 8)), "float32")
-    blocks = length // kv.BLOCK
-    cache = LayerCache(jnp.full((1, 2, blocks, 8, kv.BLOCK), 9.0), jnp.full((1, 2, blocks, kv.BLOCK, 8), 9.0))
+    blocks = length // BLOCK
+    cache = LayerCache(jnp.full((1, 2, blocks, 8, BLOCK), 9.0), jnp.full((1, 2, blocks, BLOCK, 8), 9.0))
     for first in range(0, start + 512, 512):
         batch = TokenBatch(np.zeros((1, 512)), jnp.array([first]), jnp.array([first + 512]), jnp.array([0]))
         part = slice(first, first + 512)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import BLOCK
 from jaxllm.execution.cache_shapes import CacheLadder
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
@@ -31,7 +31,7 @@ def test_every_climb_is_foreseen(on: str, name: str, data: st.DataObject) -> Non
             assert shape in reachable[now] and shape in reachable
             assert shape[0] >= now[0] and shape[1] >= now[1]
             now = shape
-        assert now[0] >= wanted[0] and now[1] >= wanted[1] and now[1] % kv.BLOCK == 0
+        assert now[0] >= wanted[0] and now[1] >= wanted[1] and now[1] % BLOCK == 0
 
 
 @pytest.mark.parametrize(("on", "count"), [("4xv6e", 7 * 7), ("4xH100", 7 * 7 + 21)])

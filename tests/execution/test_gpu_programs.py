@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from layers import layered
 
-from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import BLOCK, padded_length
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
@@ -69,20 +69,20 @@ def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> No
 @pytest.mark.parametrize("layout_name", ["tensor", "replicated"])
 def test_as_many_rows_as_blocks_are_no_reason_for_a_copy(kind: str, dtype: str, layout_name: str) -> None:
     steps = Steps(replace(CONFIG, num_layers=3), laid_out(kind, layout_name), dtype)
-    program = analyse(programs.decode(steps, 8 * steps.layout.data, 8 * kv.BLOCK).compile())
+    program = analyse(programs.decode(steps, 8 * steps.layout.data, 8 * BLOCK).compile())
     assert program.large_copies(WEIGHT) == []
     assert program.memory is not None and program.memory.temp < 10e6
 
 
 def test_a_cache_is_not_square_on_a_gpu() -> None:
     def blocks(on: str, layout_name: str, rows: int, length: int) -> int:
-        return kv.padded_length(make_layout(layout_name, absent_devices(on), 64), rows, length) // kv.BLOCK
+        return padded_length(make_layout(layout_name, absent_devices(on), 64), rows, length) // BLOCK
 
-    assert blocks("4xH100", "tensor", 8, 8 * kv.BLOCK) == 9
-    assert blocks("4xH100", "replicated", 32, 8 * kv.BLOCK) == 9
-    assert blocks("4xH100", "replicated", 8, 8 * kv.BLOCK) == 8
-    assert blocks("4xH100", "tensor", 1, kv.BLOCK) == 1
-    assert blocks("4xv6e", "tensor", 8, 8 * kv.BLOCK) == 8
+    assert blocks("4xH100", "tensor", 8, 8 * BLOCK) == 9
+    assert blocks("4xH100", "replicated", 32, 8 * BLOCK) == 9
+    assert blocks("4xH100", "replicated", 8, 8 * BLOCK) == 8
+    assert blocks("4xH100", "tensor", 1, BLOCK) == 1
+    assert blocks("4xv6e", "tensor", 8, 8 * BLOCK) == 8
 
 
 @pytest.mark.full  # test_promises has it of two layers

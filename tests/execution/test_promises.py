@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 from layers import layered
 
-from jaxllm.buckets import row_length
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import cache_bytes
 from jaxllm.planning.presets import PRESETS
+from jaxllm.platforms import choices
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 from sharding.targets import target_devices
@@ -27,7 +27,7 @@ STEPS = {
     "decode": lambda steps: programs.decode(steps, 8, CONTEXT),
     "decode of a row each": lambda steps: programs.decode(steps, steps.layout.data, CONTEXT),
     "prefill": lambda steps: programs.prefill(steps, CHUNK, 8, CONTEXT),
-    "score": lambda steps: programs.score(steps, row_length(steps.layout.platform), 8),
+    "score": lambda steps: programs.score(steps, choices(steps.layout.platform).scoring_row, 8),
 }
 DEVICES = [("h100", "bfloat16"), ("v100", "float16"), ("v6e", "bfloat16")]
 RUNS = [(model, *device) for model in ("llama-30b", "llama-3-70b") for device in DEVICES]

@@ -169,7 +169,7 @@ def test_prefill_copies_no_cache(name: str, devices: int, dtype: str, length: in
     config = checkpoint.config
     layout = make_layout(name, jax.devices()[:devices], config.hidden_size)
     steps, rows = Steps(config, layout, dtype), layout.data
-    cache = kv.abstract(config, layout, 8 * rows, length, "float32")
+    cache = kv.abstract(steps.cache_specs, layout, 8 * rows, length)
     zeros = np.zeros(rows, np.int32)
     batch = TokenBatch(np.zeros((rows, 32), np.int32), zeros, zeros, zeros, np.ones(rows, bool) if rows > 1 else None)
     sampling = SamplingBatch(zeros, np.zeros((rows, 8), np.int32))

@@ -60,9 +60,10 @@ def test_layouts_over_some_devices() -> None:
 def test_bytes_of_weights_and_cache_are_those_of_the_arrays(model: str, name: str) -> None:
     config = PRESETS[model]
     layout = make_layout(name, jax.devices()[:4], config.hidden_size)
-    leaves = Steps(config, layout, "bfloat16").abstract_params()
+    steps = Steps(config, layout, "bfloat16")
+    leaves = steps.abstract_params()
     assert weight_bytes(config, layout, "bfloat16") == sum(map(held, leaves))
-    cache = kv.abstract(config, layout, 8, 1024, "float32")
+    cache = kv.abstract(steps.cache_specs, layout, 8, 1024)
     assert cache_bytes(config, layout, "bfloat16", 8, 1024) == sum(held(x) for layer in cache for x in layer)
 
 

@@ -17,6 +17,7 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
+from jaxllm.decoder.cache_spec import BLOCK
 from jaxllm.execution.steps import Steps, compiler_options
 from sharding.layout import make_layout
 
@@ -127,7 +128,7 @@ def reference(path: Path, row: Row) -> np.ndarray:
 class Run:
     """A checkpoint on a layout, giving the logits after every token."""
 
-    def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = kv.BLOCK):
+    def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = BLOCK):
         """`chunk` tokens a prefill call; `slots` cache rows of `length` positions for each data shard."""
         checkpoint = open_checkpoint(path)
         self.config = checkpoint.config
@@ -141,7 +142,7 @@ class Run:
     def logits(self, rows: list[Row]) -> list[np.ndarray]:
         """[T, V] for each row. Rows of one data shard follow each other; each is a cache row of its own."""
         assert len(rows) == self.rows and len({len(row.decoded) for row in rows}) == 1
-        self.cache = kv.init(self.config, self.layout, self.rows, self.length, "float32")
+        self.cache = kv.init(self.steps.cache_specs, self.layout, self.rows, self.length)
         found: list[list[np.ndarray]] = [[] for _ in rows]
         for slot in range(self.slots):
             at = range(slot, self.rows, self.slots)
