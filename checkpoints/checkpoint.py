@@ -194,7 +194,8 @@ def _weights(folder: Path, rules: Rules) -> tuple[Source, Rules]:
         if (folder / ORBAX).is_dir():
             from checkpoints.orbax import OrbaxSource  # takes a second to import
 
-            return OrbaxSource(folder), rules.of_parameters()
+            rules = rules.of_parameters()
+            return renamed(OrbaxSource(folder), rules), rules
         if any((folder / name).exists() for name in (SINGLE, INDEX)):
             return renamed(TorchSource(folder), rules), rules
     return renamed(SafetensorsSource(folder), rules), rules

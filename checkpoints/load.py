@@ -146,7 +146,7 @@ def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Lay
     extra = {name for name in source.tensors if name not in used and not rules.is_ignored(name)}
     if config.tied_head:
         require_tied_head(source, rules, config)
-        extra -= {*by_param["head"].tensors}
+        extra -= {*by_param["head.weight"].tensors}
     if extra:
         raise CheckpointError(
             f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; correct the config"
@@ -173,7 +173,7 @@ def _check_shapes(specs: list[ParameterSpec]) -> None:
 def require_tied_head(source: Source, rules: Rules, config: ModelConfig) -> None:
     """A tied head may be in the file a second time, but only as the same numbers. Raises CheckpointError."""
     by_param = rules.by_parameter(config)
-    (head,), (embedding,) = by_param["head"].tensors, by_param["embedding"].tensors
+    (head,), (embedding,) = by_param["head.weight"].tensors, by_param["embedding.weight"].tensors
     if not config.tied_head or head not in source.tensors:
         return
     vocab, embed = source.tensors[embedding].shape

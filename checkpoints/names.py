@@ -62,6 +62,14 @@ class Rule:
         return [(tuple(self.tensor.format(i=i, e=e) for e in experts), self.param.format(i=i)) for i in layers]
 
 
+_MATRIX = r"(?:query|key|value|out|gate|up|down|router|shared_gate)"
+# Paths that parameters had before a matrix and its bias were one module.
+EARLIER = (
+    (rf"(blocks\..*\.{_MATRIX})_bias", r"\1.bias"),
+    (rf"(blocks\..*\.{_MATRIX}|embedding|head|project_in|project_out)", r"\1.weight"),
+)
+
+
 @dataclass(frozen=True)
 class Rules:
     """A family's tensors in one format.
@@ -89,7 +97,7 @@ class Rules:
     def of_parameters(self) -> Rules:
         """The rules of a format that holds the same parameters as the decoder does, under their own paths."""
         sides = ((rule.param, rule.pattern.text.split("->")[1].strip()) for rule in self.table)
-        return Rules(tuple(Rule.of(param, f"{side} -> {side}", param) for param, side in sides))
+        return Rules(tuple(Rule.of(param, f"{side} -> {side}", param) for param, side in sides), renamed=EARLIER)
 
     def is_ignored(self, tensor: str) -> bool:
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)

@@ -21,7 +21,7 @@ class Parameter:
     """One leaf of the decoder.
 
     Attributes:
-      path: its path in the module, `blocks.3.attention.query`.
+      path: its path in the module, `blocks.3.attention.query.weight`.
       shape: the padded shape.
       axes: a logical axis name, or None, for each dimension.
       indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.

@@ -32,7 +32,7 @@ class View:
         used = {tensor for mapping in self.by_param.values() for tensor in mapping.tensors}
         self.extra = sorted(name for name in tensors if name not in used and not rules.is_ignored(name))
         if checkpoint.config.tied_head:
-            self.by_param.pop("head", None)  # where it is there it is the embedding again: the loader holds it to that
+            self.by_param.pop("head.weight", None)  # where it is there it is the embedding again: the loader holds it to that
 
     def info(self, path: str) -> TensorInfo:
         """Information on the tensor that fills a parameter, or on the first of them."""

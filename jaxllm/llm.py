@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -333,8 +334,11 @@ class LLM:
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
         with progress_bar(use_tqdm, len(requests)) as bar:
-            for _ in self._run_until_done(requests, MAX_STEPS):
-                bar.update(sum(request.finished for request in requests) - bar.n)
+            before = 0
+            for unfinished in self._run_until_done(requests, MAX_STEPS):
+                if unfinished != before:
+                    bar.update(sum(request.finished for request in requests) - bar.n)
+                before = unfinished
         return [request.output() for request in requests]
 
     def _pieces(self, request: Request) -> Generator[str]:
@@ -360,8 +364,10 @@ class LLM:
         with self._exclusive():
             return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 
-    def _run_until_done(self, requests: list[Request], max_tokens: int) -> Generator[None]:
+    def _run_until_done(self, requests: list[Request], max_tokens: int) -> Generator[int]:
         """Run the engine until the requests have ended, looking at their texts after each step of at most `max_tokens` a row.
+
+        Yields the number of samples that have not ended.
 
         Whoever waits, in whatever thread, runs everybody's sequences; between two steps the lock goes to the next.
         """
@@ -376,11 +382,12 @@ class LLM:
                 with self._exclusive():
                     if not all(sample.finished for sample in unfinished):  # by another's step
                         self.engine.step(max_tokens)
-                    for sample in unfinished:  # all of them: another stream's step may have run these too
+                    # All that run, for another stream's step may have run these too; the rest waits: first come, first served.
+                    for sample in takewhile(lambda sample: sample.started, unfinished):
                         if (found := sample.update()) is not None:
                             self.engine.scheduler.finish(sample.sequence, "stop", found.stop, keep=found.keep)
                 unfinished = [sample for sample in unfinished if not sample.finished]
-                yield
+                yield len(unfinished)
         finally:
             if unfinished:
                 with self._exclusive():

@@ -15,18 +15,18 @@ _MLP = _LAYER + "feed_forward."
 # Meta rotates neighbouring rows of a query or key head, as llama.cpp does: see gguf_llama.
 RULES = Rules(
     table=(
-        Rule.of("tok_embeddings.weight", "v d -> v d", "embedding"),
+        Rule.of("tok_embeddings.weight", "v d -> v d", "embedding.weight"),
         Rule.of(_LAYER + "attention_norm.weight", "d -> d", "blocks.{i}.attention_norm.scale"),
-        Rule.of(_ATTENTION + "wq.weight", "(n c p) d -> d (n p c)", "blocks.{i}.attention.query"),
-        Rule.of(_ATTENTION + "wk.weight", "(k c p) d -> d (k p c)", "blocks.{i}.attention.key"),
-        Rule.of(_ATTENTION + "wv.weight", "(k h) d -> d (k h)", "blocks.{i}.attention.value"),
-        Rule.of(_ATTENTION + "wo.weight", "d (n h) -> (n h) d", "blocks.{i}.attention.out"),
+        Rule.of(_ATTENTION + "wq.weight", "(n c p) d -> d (n p c)", "blocks.{i}.attention.query.weight"),
+        Rule.of(_ATTENTION + "wk.weight", "(k c p) d -> d (k p c)", "blocks.{i}.attention.key.weight"),
+        Rule.of(_ATTENTION + "wv.weight", "(k h) d -> d (k h)", "blocks.{i}.attention.value.weight"),
+        Rule.of(_ATTENTION + "wo.weight", "d (n h) -> (n h) d", "blocks.{i}.attention.out.weight"),
         Rule.of(_LAYER + "ffn_norm.weight", "d -> d", "blocks.{i}.mlp_norm.scale"),
-        Rule.of(_MLP + "w1.weight", "f d -> d f", "blocks.{i}.mlp.gate"),
-        Rule.of(_MLP + "w3.weight", "f d -> d f", "blocks.{i}.mlp.up"),
-        Rule.of(_MLP + "w2.weight", "d f -> f d", "blocks.{i}.mlp.down"),
+        Rule.of(_MLP + "w1.weight", "f d -> d f", "blocks.{i}.mlp.gate.weight"),
+        Rule.of(_MLP + "w3.weight", "f d -> d f", "blocks.{i}.mlp.up.weight"),
+        Rule.of(_MLP + "w2.weight", "d f -> f d", "blocks.{i}.mlp.down.weight"),
         Rule.of("norm.weight", "d -> d", "norm.scale"),
-        Rule.of("output.weight", "v d -> v d", "head"),
+        Rule.of("output.weight", "v d -> v d", "head.weight"),
     ),
     ignored=(r"rope\.freqs", r"layers\.\d+\.attention\.inner_attention\.rope\.freqs"),  # they follow from the config
 )

@@ -14,10 +14,10 @@ _MOE = tables.LAYER + "block_sparse_moe."
 RULES = tables.table(
     *tables.NORMS_BEFORE,
     *tables.ATTENTION,
-    Rule.of(_MOE + "gate.weight", "e d -> d e", "blocks.{i}.experts.router"),
-    Rule.of(_MOE + "experts.{e}.w1.weight", "m d -> e d m", "blocks.{i}.experts.gate"),
-    Rule.of(_MOE + "experts.{e}.w3.weight", "m d -> e d m", "blocks.{i}.experts.up"),
-    Rule.of(_MOE + "experts.{e}.w2.weight", "d m -> e m d", "blocks.{i}.experts.down"),
+    Rule.of(_MOE + "gate.weight", "e d -> d e", "blocks.{i}.experts.router.weight"),
+    Rule.of(_MOE + "experts.{e}.w1.weight", "m d -> e d m", "blocks.{i}.experts.gate.weight"),
+    Rule.of(_MOE + "experts.{e}.w3.weight", "m d -> e d m", "blocks.{i}.experts.up.weight"),
+    Rule.of(_MOE + "experts.{e}.w2.weight", "d m -> e m d", "blocks.{i}.experts.down.weight"),
 )
 
 

@@ -16,13 +16,13 @@ _GATE_UP = tables.LAYER + "mlp.gate_up_proj.weight"
 
 RULES = tables.table(
     *tables.NORMS_BEFORE,
-    Rule.of(_QKV, "(a h) d -> d (n h)", "blocks.{i}.attention.query", TensorSlice("a", (), "n")),
-    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.key", TensorSlice("a", ("n",), "k")),
-    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.value", TensorSlice("a", ("n", "k"), "k")),
+    Rule.of(_QKV, "(a h) d -> d (n h)", "blocks.{i}.attention.query.weight", TensorSlice("a", (), "n")),
+    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.key.weight", TensorSlice("a", ("n",), "k")),
+    Rule.of(_QKV, "(a h) d -> d (k h)", "blocks.{i}.attention.value.weight", TensorSlice("a", ("n", "k"), "k")),
     tables.OUT,
-    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.gate", TensorSlice("u", 0)),
-    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.up", TensorSlice("u", 1)),
-    Rule.of(tables.LAYER + "mlp.down_proj.weight", "d f -> f d", "blocks.{i}.mlp.down"),
+    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.gate.weight", TensorSlice("u", 0)),
+    Rule.of(_GATE_UP, "(u f) d -> d f", "blocks.{i}.mlp.up.weight", TensorSlice("u", 1)),
+    Rule.of(tables.LAYER + "mlp.down_proj.weight", "d f -> f d", "blocks.{i}.mlp.down.weight"),
 )
 
 

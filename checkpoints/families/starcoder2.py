@@ -14,10 +14,10 @@ RULES = tables.table(
     Rule.of(tables.LAYER + "input_layernorm.bias", "d -> d", "blocks.{i}.attention_norm.bias"),
     Rule.of(tables.LAYER + "post_attention_layernorm.bias", "d -> d", "blocks.{i}.mlp_norm.bias"),
     *tables.ATTENTION,
-    Rule.of(tables.LAYER + "mlp.c_fc.weight", "f d -> d f", "blocks.{i}.mlp.up"),
-    Rule.of(tables.LAYER + "mlp.c_fc.bias", "f -> f", "blocks.{i}.mlp.up_bias"),
-    Rule.of(tables.LAYER + "mlp.c_proj.weight", "d f -> f d", "blocks.{i}.mlp.down"),
-    Rule.of(tables.LAYER + "mlp.c_proj.bias", "d -> d", "blocks.{i}.mlp.down_bias"),
+    Rule.of(tables.LAYER + "mlp.c_fc.weight", "f d -> d f", "blocks.{i}.mlp.up.weight"),
+    Rule.of(tables.LAYER + "mlp.c_fc.bias", "f -> f", "blocks.{i}.mlp.up.bias"),
+    Rule.of(tables.LAYER + "mlp.c_proj.weight", "d f -> f d", "blocks.{i}.mlp.down.weight"),
+    Rule.of(tables.LAYER + "mlp.c_proj.bias", "d -> d", "blocks.{i}.mlp.down.bias"),
     Rule.of("model.norm.bias", "d -> d", "norm.bias"),
 )
 

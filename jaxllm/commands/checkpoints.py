@@ -83,7 +83,8 @@ def run_convert(args: argparse.Namespace) -> int:
     job = prepare(source, args.target, to=args.to, dtype=args.dtype, max_shard_bytes=args.max_shard_size)
     read = sum(info.nbytes for info in source.source.tensors.values())
     tensors = sum(map(len, job.groups.values()))
-    where = f"{len(job.groups)} files" if args.to == "safetensors" else "an Orbax checkpoint"
+    count = len(job.groups)
+    where = f"{count} {'file' if count == 1 else 'files'}" if args.to == "safetensors" else "an Orbax checkpoint"
     print(f"{source.path} -> {job.target}: {read:,} bytes -> {job.nbytes:,} bytes, {tensors} tensors in {where}")
     if args.dry_run:
         print(f"peak memory: under {PEAK_BYTES >> 20} MiB beside Python's own; nothing was written")

@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | score | convert | inspect | verify | plan | cache | demo`: the library from a shell.
+"""`jaxllm generate | chat | demo | score | convert | inspect | verify | plan | warmup | cache | families`, from a shell.
 
 Little is imported before Ctrl-C is taken care of, and of jax nothing before a command runs.
 """

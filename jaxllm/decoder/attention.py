@@ -14,7 +14,8 @@ from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.decoder.cache_spec import LayerCache
-from jaxllm.decoder.layers import add_in_order, dot, linear, param
+from jaxllm.decoder.layers import add_in_order, dot
+from jaxllm.decoder.linear import Linear
 from jaxllm.decoder.norm import Norm, NormOfAllHeads
 from jaxllm.decoder.rope import rotate
 from jaxllm.platforms import choices
@@ -69,31 +70,26 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, heads: PaddedHeads, layout: Layout, dtype: str):
         n, k, h, d = heads.slots * heads.group, heads.slots, config.head_dim, config.hidden_size
-        self.layout = layout
         self.head_dim = h
-        self.query = param((d, n * h), ("embed", "heads"), dtype)
-        self.key = param((d, k * h), ("embed", "kv_heads"), dtype)
-        self.value = param((d, k * h), ("embed", "kv_heads"), dtype)
-        self.out = param((n * h, d), ("heads", "embed"), dtype)
-        bias = config.qkv_bias
-        self.query_bias = param((n * h,), ("heads",), dtype) if bias else None
-        self.key_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
-        self.value_bias = param((k * h,), ("kv_heads",), dtype) if bias else None
-        self.out_bias = param((d,), (None,), dtype) if config.out_bias else None
+        embed, heads_axis, kv_axis = (d, "embed"), (n * h, "heads"), (k * h, "kv_heads")
+        self.query = Linear(layout, embed, heads_axis, dtype, bias=config.qkv_bias)
+        self.key = Linear(layout, embed, kv_axis, dtype, bias=config.qkv_bias)
+        self.value = Linear(layout, embed, kv_axis, dtype, bias=config.qkv_bias)
+        self.out = Linear(layout, heads_axis, embed, dtype, bias=config.out_bias)
         self.query_norm = _norm_of_heads(config, dtype, "heads", heads.query_index)
         self.key_norm = _norm_of_heads(config, dtype, "kv_heads", heads.kv_index)
 
     def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        q = self._norm_and_rope(self._project(x, self.query, self.query_bias), self.query_norm, angles, x.dtype)
-        k = self._norm_and_rope(self._project(x, self.key, self.key_bias), self.key_norm, angles, x.dtype)
-        v = self._project(x, self.value, self.value_bias).astype(x.dtype)
+        q = self._norm_and_rope(self._project(x, self.query), self.query_norm, angles, x.dtype)
+        k = self._norm_and_rope(self._project(x, self.key), self.key_norm, angles, x.dtype)
+        v = self._project(x, self.value).astype(x.dtype)
         y, cache = attend(q, k, v)
-        return linear(self.layout, y.astype(x.dtype).reshape(*x.shape[:2], -1), self.out, self.out_bias), cache
+        return self.out(y.astype(x.dtype).reshape(*x.shape[:2], -1)), cache
 
-    def _project(self, x: jax.Array, w: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+    def _project(self, x: jax.Array, projection: Linear) -> jax.Array:
         """x [B, T, D] -> [B, T, heads, H] float32, rounded to the model's dtype as a linear layer of the reference is."""
-        y = linear(self.layout, x, w, bias).astype(x.dtype).astype(jnp.float32)
+        y = projection(x).astype(x.dtype).astype(jnp.float32)
         return y.reshape(*x.shape[:2], -1, self.head_dim)
 
     def _norm_and_rope(

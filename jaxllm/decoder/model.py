@@ -16,13 +16,13 @@ from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec, o
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.cache_spec import LayerCache
 from jaxllm.decoder.kv_cache import Cache
-from jaxllm.decoder.layers import dot, fill_rows, param, weight
+from jaxllm.decoder.layers import dot, param, weight
+from jaxllm.decoder.linear import Linear, Table
 from jaxllm.decoder.mlp import MLP
 from jaxllm.decoder.moe import MixtureOfExperts
 from jaxllm.decoder.norm import Norm
 from jaxllm.decoder.rope import rope_angles
 from jaxllm.decoder.tree_attention import over_trees
-from jaxllm.platforms import choices
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads, pad_heads, round_up
 
@@ -84,13 +84,13 @@ class Decoder(nnx.Module):
         vocab, table, d = round_up(config.vocab_size, layout.divisor), config.table_size, config.hidden_size
         self.config = config
         self.layout = layout
-        self.embedding = param((vocab, table), ("vocab", "embed"), dtype)
+        self.embedding = Table(layout, vocab, table, dtype)
         self.positions = param((config.learned_positions, d), (None, None), dtype) if config.learned_positions else None
-        self.project_in = param((table, d), (None, None), dtype) if config.embed_size else None
+        self.project_in = Linear(layout, (table, None), (d, None), dtype) if config.embed_size else None
         self.blocks = nnx.List([Block(config, layer, heads, layout, dtype) for layer in config.layers])
         self.norm = Norm(config, dtype) if config.final_norm else None
-        self.project_out = param((d, table), (None, None), dtype) if config.embed_size else None
-        self.head = None if config.tied_head else param((vocab, table), ("vocab", "embed"), dtype)
+        self.project_out = Linear(layout, (d, None), (table, None), dtype) if config.embed_size else None
+        self.head = None if config.tied_head else Table(layout, vocab, table, dtype)
 
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
@@ -131,44 +131,19 @@ class Decoder(nnx.Module):
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Tokens [B, T] -> input of the first block, [B, T, D]."""
         config = self.config
-        x = self._look_up(tokens)
+        x = self.embedding.look_up(tokens)
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded, as the reference does
         if self.project_in is not None:
-            x = dot("btw,wd->btd", x, weight(self.layout, self.project_in)).astype(x.dtype)
+            x = dot("btw,wd->btd", x, self.project_in.matrix()).astype(x.dtype)
         if self.positions is not None:
             table = weight(self.layout, self.positions)
             x = x + jnp.take(table, positions + config.position_offset, axis=0, mode="clip")
         return x
 
-    def _look_up(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the embedding, [B, T, D].
-
-        Each device looks up the tokens of its shard of the vocabulary and the results are summed; left to itself, XLA gathers
-        the whole table for a single token.
-        """
-        axes = self.embedding.get_metadata()["axes"]
-        spec, rows = self.layout.spec(axes), self.layout.spec(("rows", None))
-
-        def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-            own = tokens - jax.lax.axis_index("model") * table.shape[0]
-            # Behind a barrier, or decode's loop has the integers copied before it begins.
-            bits = table
-            if table.dtype.itemsize == 2 and choices(self.layout.platform).tables_as_integers:
-                table, own = jax.lax.optimization_barrier((table, own))
-                bits = table.view(jnp.uint16)
-            found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-            return jax.lax.psum(found.view(table.dtype), "model")
-
-        out = self.layout.spec(("rows", None, None))
-        look_up = jax.shard_map(local, mesh=self.layout.mesh, in_specs=(spec, rows), out_specs=out)
-        return look_up(weight(self.layout, self.embedding), tokens)
-
     def logits(self, x: jax.Array) -> jax.Array:
         """Hidden states [B, D] -> logits [B, V] float32, whole on every device; of padded vocabulary nothing is left."""
-        rows = fill_rows(self.layout, self.final(x)[:, None, :])
-        y = dot("md,vd->mv", rows.reshape(-1, rows.shape[-1]), self.table())
-        y = y.reshape(*rows.shape[:2], -1)[:, 0]
+        y = self.table.products(self.final(x))
         # In two steps: straight to the whole, XLA may gather the table and not the logits.
         y = self.layout.constrain(y, "rows", "vocab")
         y = self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
@@ -178,12 +153,13 @@ class Decoder(nnx.Module):
         """Last hidden states [..., D] as the head's table is multiplied with."""
         x = _normed(self.norm, x)
         if self.project_out is not None:
-            x = dot("...d,dw->...w", x, weight(self.layout, self.project_out)).astype(x.dtype)
+            x = dot("...d,dw->...w", x, self.project_out.matrix()).astype(x.dtype)
         return x
 
-    def table(self) -> jax.Array:
-        """The head's [V, D], padded."""
-        return weight(self.layout, self.embedding if self.head is None else self.head)
+    @property
+    def table(self) -> Table:
+        """The head's, which may be the embedding."""
+        return self.embedding if self.head is None else self.head
 
     def capped(self, products: jax.Array) -> jax.Array:
         """Products with the head's table -> logits."""

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import Experts, ModelConfig
-from jaxllm.decoder.layers import dot, param, weight
+from jaxllm.decoder.layers import dot
+from jaxllm.decoder.linear import Linear
 from jaxllm.decoder.mlp import MLP, activate
 from jaxllm.platforms import choices
 from sharding.layout import Layout
@@ -37,25 +38,26 @@ class MixtureOfExperts(nnx.Module):
         assert experts is not None, "the layer is a dense one"
         e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.divisor)
         self.layout, self.experts, self.activation = layout, experts, config.activation
-        self.router = param((d, e), ("embed", None), dtype)
-        self.gate = param((e, d, f), ("experts", "embed", "expert_ffn"), dtype) if config.gated_mlp else None
-        self.up = param((e, d, f), ("experts", "embed", "expert_ffn"), dtype)
-        self.down = param((e, f, d), ("experts", "expert_ffn", "embed"), dtype)
+        embed, ffn = (d, "embed"), (f, "expert_ffn")
+        self.router = Linear(layout, embed, (e, None), dtype)
+        self.gate = Linear(layout, embed, ffn, dtype, experts=e) if config.gated_mlp else None
+        self.up = Linear(layout, embed, ffn, dtype, experts=e)
+        self.down = Linear(layout, ffn, embed, dtype, experts=e)
         self.shared = MLP(config, layout, dtype, experts.shared_size) if experts.shared_size else None
-        self.shared_gate = param((d, 1), ("embed", None), dtype) if experts.shared_size else None
+        self.shared_gate = Linear(layout, embed, (1, None), dtype) if experts.shared_size else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D] float32."""
-        shares = jax.nn.softmax(dot("btd,de->bte", x, weight(self.layout, self.router)), axis=-1)
-        parameters = (self.gate, self.up, self.down)
-        matrices = [None if p is None else weight(self.layout, p) for p in parameters]
-        specs = [None if p is None else self.layout.spec(p.get_metadata()["axes"]) for p in parameters]
+        shares = jax.nn.softmax(dot("btd,de->bte", x, self.router.matrix()), axis=-1)
+        experts = (self.gate, self.up, self.down)
+        matrices = [None if one is None else one.matrix() for one in experts]
+        specs = [None if one is None else one.spec for one in experts]
         rows = self.layout.spec(("rows", None, None))
         run = partial(_chosen, self.experts, self.activation, self.layout.platform)
         over = jax.shard_map(run, mesh=self.layout.mesh, in_specs=(rows, rows, specs), out_specs=rows, check_vma=False)
         y = over(x, shares, matrices)
         if self.shared is not None and self.shared_gate is not None:
-            share = jax.nn.sigmoid(dot("btd,do->bto", x, weight(self.layout, self.shared_gate)))
+            share = jax.nn.sigmoid(dot("btd,do->bto", x, self.shared_gate.matrix()))
             y = y + share * self.shared(x)
         return y
 

@@ -43,7 +43,7 @@ def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Score
 
     specs = (rows, layout.spec(("vocab", None)), layout.spec(("rows", None)), rows, layout.spec(()))
     whole = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=Scored(rows, rows), check_vma=False)
-    return whole(model.final(hidden), model.table(), batch.scored, batch.targets, batch.chunks)
+    return whole(model.final(hidden), model.table.matrix(), batch.scored, batch.targets, batch.chunks)
 
 
 def _reduce(logits: jax.Array, own: jax.Array, targets: jax.Array) -> Scored:

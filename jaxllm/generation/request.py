@@ -51,6 +51,11 @@ class Sample:
         return None if text.stopped_by is None else StopAt(text.count, text.stopped_by)
 
     @property
+    def started(self) -> bool:
+        """Has it had a slot?"""
+        return self.sequence.slot is not None or self.finished
+
+    @property
     def finished(self) -> bool:
         return self.sequence.finish_reason is not None
 

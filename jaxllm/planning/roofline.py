@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder.cache_spec import cache_specs
-from jaxllm.decoder.layers import ffn_sum_splits
+from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
 from sharding.hardware import Hardware

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.cache_spec import BLOCK
-from jaxllm.decoder.layers import ffn_sum_splits
+from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.platforms import CPU, choices

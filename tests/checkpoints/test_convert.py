@@ -172,7 +172,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     source = write_tiny(tmp_path / "source")
     assert run(source, tmp_path / "target", "--dry-run", "--dtype", "float16") == 0
     size = sum(x.nbytes for x in loaded(source).values())
-    assert f"{size:,} bytes -> {size // 2:,} bytes, 21 tensors in 1 files" in capsys.readouterr().out
+    assert f"{size:,} bytes -> {size // 2:,} bytes, 21 tensors in 1 file\n" in capsys.readouterr().out
     assert os.listdir(tmp_path) == ["source"]
 
 

@@ -91,17 +91,19 @@ def write_and_load(folder: Path, config: dict[str, Any], tensors: Tensors) -> li
 
 def by_hand(parameter: Parameter, tensors: Tensors) -> np.ndarray:
     """A padded parameter, row by row of its padded axes, from what transformers means by the tensor."""
-    *_, i, module, name = ("", "", *parameter.path.split("."))
+    i, module, stem, kind = ("", "", "", *parameter.path.split("."))[-4:]
     layer = f"model.layers.{i}."
-    outer = {"embedding": "model.embed_tokens.weight", "norm.scale": "model.norm.weight", "head": "lm_head.weight"}
+    outer = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "norm.scale": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     letters = {"query": "q", "key": "k", "value": "v", "out": "o"}
-    kind = "bias" if name.endswith("_bias") else "weight"
-    stem = name.removesuffix("_bias")
     if parameter.path in outer:
         source = tensors[outer[parameter.path]]
-    elif module in norms:
-        source = tensors[f"{layer}{norms[module]}.weight"]
+    elif stem in norms:
+        source = tensors[f"model.layers.{module}.{norms[stem]}.weight"]
     elif module == "attention":
         # The checkpoint's weights stand as [out, in], ours as [in, out]; .T leaves a bias as it is.
         source = tensors[f"{layer}self_attn.{letters[stem]}_proj.{kind}"].T
@@ -156,8 +158,8 @@ def test_leaves_are_those_of_the_decoder(tmp_path: Path) -> None:
     decoder = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
     names = names_of_parameters(checkpoint.config)
     mlp = decoder.blocks[1].mlp
-    assert mlp is not None and leaves[names.index("blocks.1.mlp.down")] is mlp.down.get_value()
-    assert leaves[names.index("embedding")] is decoder.embedding.get_value()
+    assert mlp is not None and leaves[names.index("blocks.1.mlp.down.weight")] is mlp.down.weight.get_value()
+    assert leaves[names.index("embedding.weight")] is decoder.embedding.weight.get_value()
 
 
 def test_sharded_safetensors_load_to_the_same_leaves(tmp_path: Path) -> None:
@@ -316,7 +318,7 @@ def test_random_leaves_look_like_loaded_ones(tmp_path: Path) -> None:
 def test_random_copies_of_a_kv_head_are_equal() -> None:
     config = ModelConfig(16, 8, 8, 1, 4, 1, 4, 32)
     layout = layout_of("tensor", 4, config)
-    key = random_leaves(config, layout, "float32", 0)[names_of_parameters(config).index("blocks.0.attention.key")]
+    key = random_leaves(config, layout, "float32", 0)[names_of_parameters(config).index("blocks.0.attention.key.weight")]
     heads = np.asarray(key).reshape(8, 4, 4)
     np.testing.assert_array_equal(heads, np.broadcast_to(heads[:, :1], heads.shape))
 

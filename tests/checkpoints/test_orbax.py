@@ -47,6 +47,17 @@ def leaves(folder: Path, name: str, devices: int) -> list[jax.Array]:
     return load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
 
 
+def add_biases(source: Path, dtype: Any = np.float32, tied: bool = False) -> None:
+    """Give a tiny checkpoint's projections their biases, all of it the dtype, and take a tied head away."""
+    tensors: dict[str, Any] = load_file(source / "model.safetensors")
+    rng = np.random.default_rng(1)
+    for name in [name for name in tensors if "_proj.weight" in name]:
+        tensors[name.replace(".weight", ".bias")] = rng.standard_normal(tensors[name].shape[0])
+    if tied:
+        del tensors["lm_head.weight"]
+    save_file({name: x.astype(dtype) for name, x in tensors.items()}, source / "model.safetensors")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("slice_numbers", [1 << 24, 5000])
@@ -58,13 +69,7 @@ def test_there_and_back_is_the_same_to_the_bit(
     source = write_tokenizer(
         write_tiny(tmp_path / "source", **sizes, tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
     )
-    tensors: dict[str, Any] = load_file(source / "model.safetensors")
-    rng = np.random.default_rng(1)
-    for name in [name for name in tensors if "_proj.weight" in name]:
-        tensors[name.replace(".weight", ".bias")] = rng.standard_normal(tensors[name].shape[0])
-    if tied:
-        del tensors["lm_head.weight"]
-    save_file({name: x.astype(dtype) for name, x in tensors.items()}, source / "model.safetensors")
+    add_biases(source, dtype, tied)
     assert main(["convert", str(source), str(tmp_path / "orbax"), "--to", "orbax"]) == 0
     assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "back")]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
@@ -156,8 +161,9 @@ def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
-        np.testing.assert_array_equal(tree["embedding"], tensors["model.embed_tokens.weight"])
-        np.testing.assert_array_equal(tree["blocks"]["0"]["mlp"]["gate"], tensors["model.layers.0.mlp.gate_proj.weight"].T)
+        np.testing.assert_array_equal(tree["embedding"]["weight"], tensors["model.embed_tokens.weight"])
+        gate = tree["blocks"]["0"]["mlp"]["gate"]["weight"]
+        np.testing.assert_array_equal(gate, tensors["model.layers.0.mlp.gate_proj.weight"].T)
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -166,7 +172,7 @@ def test_orbax_itself_restores_it_over_devices(tmp_path: Path) -> None:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.shape[0] % 4 == 0 else whole)
 
         restored = checkpointer.restore(tmp_path / "orbax" / ORBAX, jax.tree.map(abstract, tree))
-    assert restored["embedding"].sharding == rows
+    assert restored["embedding"]["weight"].sharding == rows
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), restored, tree))
 
 
@@ -181,6 +187,31 @@ def test_what_orbax_itself_saved_is_read(tmp_path: Path, ocdbt: bool, zarr3: boo
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)) as saver:
         saver.save(tmp_path / "orbax" / ORBAX, tree)
     assert all(one.equal for one in compare(open_checkpoint(source), open_checkpoint(tmp_path / "orbax")))
+
+
+def test_paths_of_earlier_versions_are_known(tmp_path: Path) -> None:
+    """A matrix and its bias were `query` and `query_bias`."""
+    source = write_tiny(tmp_path / "source", attention_bias=True, mlp_bias=True)
+    add_biases(source)
+    convert(prepare(open_checkpoint(source), tmp_path / "orbax", to="orbax"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "orbax" / ORBAX)
+    shutil.rmtree(tmp_path / "orbax" / ORBAX)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "orbax" / ORBAX, _flattened(tree))
+    assert all(one.equal for one in compare(open_checkpoint(source), open_checkpoint(tmp_path / "orbax")))
+
+
+def _flattened(tree: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, dict):
+            found[name] = value
+        elif "weight" in value:
+            found |= {name: value["weight"]} | ({f"{name}_bias": value["bias"]} if "bias" in value else {})
+        else:
+            found[name] = _flattened(value)
+    return found
 
 
 def test_an_interrupted_run_goes_on_and_writes_each_array_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +243,13 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     params = tmp_path / "orbax" / ORBAX
     shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
     checkpoint = open_checkpoint(tmp_path / "orbax")
-    shard = params / "head" / "c" / "0" / "0"
+    shard = params / "head.weight" / "c" / "0" / "0"
     whole = shard.read_bytes()
     for broken in (None, b"", whole[:-20], whole[:-8] + b"\xff" * 8, whole[: len(whole) // 2]):
         shard.unlink() if broken is None else shard.write_bytes(broken)
-        with pytest.raises(CheckpointError, match="head cannot be read"):
+        with pytest.raises(CheckpointError, match=r"head\.weight cannot be read"):
             list(compare(checkpoint, checkpoint))
-    for file, content in (("head/zarr.json", b"x"), ("_METADATA", b"{}"), ("_METADATA", b"[")):
+    for file, content in (("head.weight/zarr.json", b"x"), ("_METADATA", b"{}"), ("_METADATA", b"[")):
         shutil.rmtree(tmp_path / "orbax")
         shutil.copytree(tmp_path / "copy", tmp_path / "orbax")
         (params / file).write_bytes(content)

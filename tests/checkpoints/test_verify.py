@@ -58,7 +58,7 @@ def test_one_number_that_differs_is_found(
     changed[-1, -1] += 0.5
     change(pair[1], DOWN, changed)
     [found] = differing(*pair)
-    assert found.parameter == "blocks.1.mlp.down" and found.tensors == (DOWN, DOWN)
+    assert found.parameter == "blocks.1.mlp.down.weight" and found.tensors == (DOWN, DOWN)
     assert found.largest == pytest.approx(0.5, rel=1e-5)
     assert main(["verify", "--json", *map(str, pair)]) == 1
     said = json.loads(capsys.readouterr().out)
@@ -96,10 +96,10 @@ def test_what_one_side_lacks_is_named(pair: tuple[Path, Path], capsys: pytest.Ca
     change(pair[1], DOWN, None)
     change(pair[0], "model.layers.0.extra", np.zeros(3, np.float32))
     missing, extra = differing(*pair)
-    assert (missing.parameter, missing.verdict) == ("blocks.1.mlp.down", "only in A")
+    assert (missing.parameter, missing.verdict) == ("blocks.1.mlp.down.weight", "only in A")
     assert (extra.parameter, extra.verdict) == ("model.layers.0.extra", "only in A")
     assert main(["verify", *map(str, pair)]) == 1
-    assert "blocks.1.mlp.down" in capsys.readouterr().out
+    assert "blocks.1.mlp.down.weight" in capsys.readouterr().out
 
 
 def test_other_architectures_and_shapes(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_other_architectures_and_shapes(tmp_path: Path) -> None:
     said = differing_config(open_checkpoint(a), open_checkpoint(b))
     assert said == ["intermediate_size: 40 and 44", "norm_eps: 1e-06 and 0.001"]
     shapes = {one.parameter: one.verdict for one in differing(a, b)}
-    assert shapes["blocks.0.mlp.gate"] == "shapes differ: (24, 40) and (24, 44)"
+    assert shapes["blocks.0.mlp.gate.weight"] == "shapes differ: (24, 40) and (24, 44)"
     change(b, DOWN, np.zeros((24, 40), np.float32))
     with pytest.raises(CheckpointError, match=r"down_proj.weight is \(24, 40\), not \(24, 44\)"):
         differing(a, b)

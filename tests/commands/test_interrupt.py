@@ -163,8 +163,9 @@ def test_a_background_job_ignores_it() -> None:
 
 
 @pytest.mark.slow
-def test_at_random_moments_of_a_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", [6, pytest.param(40, marks=pytest.mark.full)])
+def test_at_random_moments_of_a_command(tmp_path: Path, moments: int) -> None:
     """Python's own start, before any line of ours, is left out."""
-    for one in interrupt_often(tmp_path, moments=12, seed=0, since=0.5):
+    for one in interrupt_often(tmp_path, moments=moments, seed=0, since=0.5):
         assert one.stopped or one.finished, str(one)
         assert one.seconds < 10  # 1.5 s where nothing else runs

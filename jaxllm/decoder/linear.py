@@ -1,0 +1,125 @@
+"""Matrices of weights: how they are declared, read and multiplied with.
+
+All that reads one goes through here, so that what a weight is stored as is known here alone. Weights stand as [in, out]: in the
+checkpoint's order, [out, in], XLA's CPU compiler transposes every 16-bit weight in every call, and a gathered weight would be
+transposed on a GPU. Always as a matrix: given heads as a dimension of their own, XLA copies the weight in every step, on CPUs, on
+TPUs, and for a single row on GPUs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jaxllm.decoder.layers import add_in_order, dot, param, weight
+from jaxllm.platforms import choices
+from sharding.layout import Layout
+
+Axis = tuple[int, str | None]
+"""A padded size and its logical axis."""
+MANY = 1024  # tokens of a row; only scoring has so many
+
+
+class Linear(nnx.Module):
+    """x [B, T, I] -> [B, T, O] float32: a weight [I, O], of experts [E, I, O], and a bias [O] if there is one."""
+
+    def __init__(
+        self, layout: Layout, inputs: Axis, outputs: Axis, dtype: str, *, bias: bool = False, experts: int | None = None
+    ):
+        self.layout = layout
+        leading = () if experts is None else ((experts, "experts"),)
+        sizes, axes = zip(*leading, inputs, outputs, strict=True)
+        self.weight = param(sizes, axes, dtype)
+        # One that is added to the residual stream is whole on every device.
+        self.bias = param(sizes[-1:], (None if axes[-1] == "embed" else axes[-1],), dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self._product(fill_rows(self.layout, x))[:, : x.shape[1]]
+        return y if self.bias is None else y + weight(self.layout, self.bias).astype(y.dtype).reshape(1, 1, -1)
+
+    def matrix(self) -> jax.Array:
+        """The weight as the compute reads it."""
+        return weight(self.layout, self.weight)
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """How `matrix()` is split, for `shard_map`."""
+        return self.layout.spec(self.weight.get_metadata()["axes"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and bias over all devices, of one copy."""
+        parameters = [p.get_value() for p in (self.weight, self.bias) if p is not None]
+        return sum(p.size * p.dtype.itemsize for p in parameters)
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        matrix, layout = self.matrix(), self.layout
+        inputs = matrix.shape[0] // layout.model
+        over_ffn = self.weight.get_metadata()["axes"][0] == "ffn" and x.dtype == jnp.float32
+        splits = ffn_sum_splits(layout, inputs, x.shape[1]) if over_ffn else 1
+        if splits == 1:
+            return dot("bti,io->bto", x, matrix)
+        shape = (layout.model, splits, inputs // splits)
+        y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
+        return add_in_order(y, 1).sum(axis=0)
+
+
+class Table(nnx.Module):
+    """A row for each id of the vocabulary: a weight [V, D], to look tokens up in or to multiply hidden states with.
+
+    It stays [V, D], and is the left operand of the head's product, for XLA's CPU compiler not to transpose it.
+    """
+
+    def __init__(self, layout: Layout, vocab: int, size: int, dtype: str):
+        self.layout = layout
+        self.weight = param((vocab, size), ("vocab", "embed"), dtype)
+
+    def matrix(self) -> jax.Array:
+        """The weight as the compute reads it."""
+        return weight(self.layout, self.weight)
+
+    def look_up(self, tokens: jax.Array) -> jax.Array:
+        """tokens [B, T] -> their rows [B, T, D].
+
+        Each device looks up the tokens of its shard of the vocabulary and the results are summed; left to itself, XLA gathers
+        the whole table for a single token.
+        """
+        spec, rows = self.layout.spec(self.weight.get_metadata()["axes"]), self.layout.spec(("rows", None))
+
+        def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+            own = tokens - jax.lax.axis_index("model") * table.shape[0]
+            # Behind a barrier, or decode's loop has the integers copied before it begins.
+            bits = table
+            if table.dtype.itemsize == 2 and choices(self.layout.platform).tables_as_integers:
+                table, own = jax.lax.optimization_barrier((table, own))
+                bits = table.view(jnp.uint16)
+            found = bits.at[own].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            return jax.lax.psum(found.view(table.dtype), "model")
+
+        out = self.layout.spec(("rows", None, None))
+        return jax.shard_map(local, mesh=self.layout.mesh, in_specs=(spec, rows), out_specs=out)(self.matrix(), tokens)
+
+    def products(self, x: jax.Array) -> jax.Array:
+        """x [B, D] with every row: [B, V] float32, split over the vocabulary."""
+        rows = fill_rows(self.layout, x[:, None, :])
+        y = dot("md,vd->mv", rows.reshape(-1, rows.shape[-1]), self.matrix())
+        return y.reshape(*rows.shape[:2], -1)[:, 0]
+
+
+def ffn_sum_splits(layout: Layout, inputs: int, tokens: int) -> int:
+    """Number of partial sums that a float32 product over a device's `inputs` of the ffn is split into.
+
+    Few rows cost nothing more; for many this product takes two and a half times as long, and an answer's log-probability asks for
+    less.
+    """
+    splits = choices(layout.platform).sum_splits
+    return splits if inputs % splits == 0 and tokens < MANY else 1
+
+
+def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:
+    """x [B, T, I] of 16 bits with zeros added along T where its B * T rows are too few for a product with a weight to be fast."""
+    fewest = choices(layout.platform).fewest_rows if x.dtype.itemsize == 2 else 1
+    missing = fewest - x.shape[0] // layout.data * x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x
