@@ -11,7 +11,7 @@ from families import CASES, CONTEXT, CONTINUATIONS, LONG, NEW, RECORDED, ROWS, r
 from layers import layered
 from record_families import load as load_in_transformers
 from record_families import record, recorded_logits
-from tiny import Run
+from tiny import Run, compile_quickly
 
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, prepare
@@ -43,6 +43,16 @@ def generated_always(name: str, layout: str, devices: int) -> bool:
 
 def is_fast(name: str, layout: str, devices: int) -> bool:
     return name in MECHANISMS and (layout, devices) == ("gathered", 4)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families whose mechanisms all are others' too need no optimised programs."""
+    if (
+        request.node.originalname.startswith(("test_logits", "test_generated"))
+        and request.node.callspec.params["name"] not in MECHANISMS
+    ):
+        compile_quickly(monkeypatch)
 
 
 @pytest.fixture(scope="session")

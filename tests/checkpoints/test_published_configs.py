@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 from published_configs import ACCEPTED, REFUSED
-from tiny import random_row, randomise
+from tiny import compile_quickly, random_row, randomise
 
 from checkpoints.checkpoint import open_checkpoint, read_config
 from checkpoints.errors import CheckpointError
 from jaxllm import LLM, SamplingParams
 from jaxllm.config import ModelConfig
-from jaxllm.execution import steps
-from jaxllm.execution.steps import compiler_options
 
 PROMPT = random_row(0, [20], 0, 96).prompt
 NEW = 12
@@ -37,12 +35,9 @@ RUN = [pytest.param(name, marks=pytest.mark.full if name in VARIANTS else ()) fo
 
 @pytest.fixture(scope="module")
 def answers() -> Iterator[dict[ModelConfig, list[int]]]:
-    """Tokens of each model that was run: rows whose configs say the same have the same weights, too.
-
-    Programs are compiled with few optimisations, which takes half the time; each runs a few times.
-    """
+    """Tokens of each model that was run: rows whose configs say the same have the same weights, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "compiler_options", lambda layout: compiler_options(layout) | {"xla_backend_optimization_level": 0})
+        compile_quickly(patch)
         yield {}
 
 

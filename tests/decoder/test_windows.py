@@ -77,7 +77,7 @@ def test_logits_are_those_of_a_whole_cache(
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+@pytest.mark.parametrize("name", [pytest.param("mistral", marks=pytest.mark.full), "qwen2"])
 def test_a_growing_cache_keeps_what_is_seen(folders: dict[str, Path], whole: pytest.MonkeyPatch, name: str) -> None:
     """Row by row and rung by rung: long prompts that come while others decode, as alone, as with a whole cache."""
     prompts = [random_row(i, [n], 0, 61).prompt for i, n in enumerate((1000, 5, 1600, 1020))]

@@ -47,7 +47,7 @@ def cache_bytes(layout: Layout, rows: int) -> int:
     ("kind", "dtype", "rows"),
     layered(
         [("h100", "bfloat16", 1), ("h100", "bfloat16", 8), ("v100", "float16", 1), ("v100", "float16", 8)],
-        lambda kind, dtype, rows: (kind, rows) in (("h100", 8), ("v100", 1)),
+        lambda kind, dtype, rows: (kind, rows) == ("h100", 8),
     ),
 )
 def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> None:

@@ -18,6 +18,7 @@ from checkpoints.load import load
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.decoder.cache_spec import BLOCK
+from jaxllm.execution import steps
 from jaxllm.execution.steps import Steps, compiler_options
 from sharding.layout import make_layout
 
@@ -125,6 +126,11 @@ def reference(path: Path, row: Row) -> np.ndarray:
     return _REFERENCES[key]
 
 
+def compile_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Compile steps with few optimisations from now on, which takes half the time: for those that run a few times."""
+    patch.setattr(steps, "compiler_options", lambda layout: compiler_options(layout) | {"xla_backend_optimization_level": 0})
+
+
 class Run:
     """A checkpoint on a layout, giving the logits after every token."""
 
@@ -137,7 +143,7 @@ class Run:
         self.leaves = load(checkpoint.source, checkpoint.rules, self.config, self.layout, "float32")
         self.chunk, self.slots, self.length = chunk, slots, length
         self.rows = self.layout.data * slots
-        self.forward = jax.jit(self._forward, donate_argnames="cache", compiler_options=compiler_options(self.layout))
+        self.forward = jax.jit(self._forward, donate_argnames="cache", compiler_options=steps.compiler_options(self.layout))
 
     def logits(self, rows: list[Row]) -> list[np.ndarray]:
         """[T, V] for each row. Rows of one data shard follow each other; each is a cache row of its own."""
