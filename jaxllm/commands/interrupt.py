@@ -3,7 +3,8 @@
 Python runs its handler of a signal between two instructions of the main thread, which may be in a compilation of many seconds,
 and a KeyboardInterrupt that is raised within a callback or a destructor is printed and lost. So a thread watches too, woken by
 the signal itself: the main thread has `GRACE` seconds to unwind, so that files are whole and temporary ones removed, and then the
-process ends whatever it is doing. Only light modules are imported here: a command imports this first of all.
+process ends whatever it is doing. Within an import, where an extension may print what is raised, lose it or crash, it ends at
+once. Only light modules are imported here: a command imports this first of all.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Interrupts:
             self.stopping = True
             if "logging" in sys.modules:  # whoever catches what is raised here, as jax does around its plugins, logs it
                 sys.modules["logging"].disable()
+            if _is_importing(frame):
+                self.end()
             raise KeyboardInterrupt
 
     def _on_unraisable(self, found: sys.UnraisableHookArgs) -> None:
@@ -124,6 +127,13 @@ class Interrupts:
         self._lost = self.stopping = False
         signal.pthread_kill(self._main, signal.SIGINT)
         os.read(reader, 1)  # this one is nobody's
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Is a module being imported? There is nothing to unwind, and extensions print what is raised there, lose it or crash."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class Deferral:

@@ -85,6 +85,14 @@ try:
 except KeyboardInterrupt:
     interrupts.end()
 """
+EXTENSION = """
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except BaseException:
+    print("raised", flush=True)
+"""
 DEFERRED = """
 try:
     with interrupts.deferred() as pressed:
@@ -160,6 +168,15 @@ def test_a_background_job_ignores_it() -> None:
     press(process)
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
+
+
+def test_nothing_is_raised_within_an_import(tmp_path: Path) -> None:
+    """There an extension may print it, lose it or crash."""
+    (tmp_path / "extension.py").write_text(EXTENSION)
+    process = run(f"sys.path.insert(0, {str(tmp_path)!r}); import extension; interrupts.finish()")
+    press(process)
+    assert process.communicate(timeout=30) == ("", "stopped\n")
+    assert process.returncode == 130
 
 
 @pytest.mark.slow
