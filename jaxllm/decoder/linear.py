@@ -22,7 +22,23 @@ Axis = tuple[int, str | None]
 MANY = 1024  # tokens of a row; only scoring has so many
 
 
-class Linear(nnx.Module):
+class Weight(nnx.Module):
+    """A matrix of weights on a layout."""
+
+    layout: Layout
+    weight: nnx.Param
+
+    def matrix(self) -> jax.Array:
+        """The weight as the compute reads it."""
+        return weight(self.layout, self.weight)
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """How `matrix()` is split, for `shard_map`."""
+        return self.layout.spec(self.weight.get_metadata()["axes"])
+
+
+class Linear(Weight):
     """x [B, T, I] -> [B, T, O] float32: a weight [I, O], of experts [E, I, O], and a bias [O] if there is one."""
 
     def __init__(
@@ -39,21 +55,6 @@ class Linear(nnx.Module):
         y = self._product(fill_rows(self.layout, x))[:, : x.shape[1]]
         return y if self.bias is None else y + weight(self.layout, self.bias).astype(y.dtype).reshape(1, 1, -1)
 
-    def matrix(self) -> jax.Array:
-        """The weight as the compute reads it."""
-        return weight(self.layout, self.weight)
-
-    @property
-    def spec(self) -> PartitionSpec:
-        """How `matrix()` is split, for `shard_map`."""
-        return self.layout.spec(self.weight.get_metadata()["axes"])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weight and bias over all devices, of one copy."""
-        parameters = [p.get_value() for p in (self.weight, self.bias) if p is not None]
-        return sum(p.size * p.dtype.itemsize for p in parameters)
-
     def _product(self, x: jax.Array) -> jax.Array:
         matrix, layout = self.matrix(), self.layout
         inputs = matrix.shape[0] // layout.model
@@ -66,7 +67,7 @@ class Linear(nnx.Module):
         return add_in_order(y, 1).sum(axis=0)
 
 
-class Table(nnx.Module):
+class Table(Weight):
     """A row for each id of the vocabulary: a weight [V, D], to look tokens up in or to multiply hidden states with.
 
     It stays [V, D], and is the left operand of the head's product, for XLA's CPU compiler not to transpose it.
@@ -76,17 +77,13 @@ class Table(nnx.Module):
         self.layout = layout
         self.weight = param((vocab, size), ("vocab", "embed"), dtype)
 
-    def matrix(self) -> jax.Array:
-        """The weight as the compute reads it."""
-        return weight(self.layout, self.weight)
-
     def look_up(self, tokens: jax.Array) -> jax.Array:
         """tokens [B, T] -> their rows [B, T, D].
 
         Each device looks up the tokens of its shard of the vocabulary and the results are summed; left to itself, XLA gathers
         the whole table for a single token.
         """
-        spec, rows = self.layout.spec(self.weight.get_metadata()["axes"]), self.layout.spec(("rows", None))
+        rows = self.layout.spec(("rows", None))
 
         def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
             own = tokens - jax.lax.axis_index("model") * table.shape[0]
@@ -99,7 +96,7 @@ class Table(nnx.Module):
             return jax.lax.psum(found.view(table.dtype), "model")
 
         out = self.layout.spec(("rows", None, None))
-        return jax.shard_map(local, mesh=self.layout.mesh, in_specs=(spec, rows), out_specs=out)(self.matrix(), tokens)
+        return jax.shard_map(local, mesh=self.layout.mesh, in_specs=(self.spec, rows), out_specs=out)(self.matrix(), tokens)
 
     def products(self, x: jax.Array) -> jax.Array:
         """x [B, D] with every row: [B, V] float32, split over the vocabulary."""

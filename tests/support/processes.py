@@ -23,9 +23,8 @@ def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.P
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxllm.commands import cli, demo; "
     )
     program += "demo.MODEL = sys.argv.pop(1) or demo.MODEL; sys.exit(cli.main())"
-    env = os.environ | {"XDG_CACHE_HOME": str(xdg), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        env.pop(name, None)
+    env = environment_in(xdg) | {"PYTHONUNBUFFERED": "1"}
+    env.pop("XLA_FLAGS", None)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program, str(model or ""), *arguments]
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
