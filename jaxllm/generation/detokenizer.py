@@ -14,9 +14,18 @@ class Detokenizer:
     neighbours. An unfinished character is held back.
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int], stops: tuple[str, ...], skip_special_tokens: bool):
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: list[int],
+        stops: tuple[str, ...],
+        skip_special_tokens: bool,
+        include_stop: bool = False,
+    ):
+        """`include_stop`: the text ends with the stop string, and not before it."""
         self.tokenizer = tokenizer
         self.stops = stops
+        self.include_stop = include_stop
         self.skip = skip_special_tokens
         self.ids = prompt[-PROMPT_TAIL:]
         self.prefix = 0
@@ -26,7 +35,7 @@ class Detokenizer:
         self.stopped_by: str | None = None
 
     def push(self, token: int) -> bool:
-        """Take one more token. True when it completes a stop string, whose text is cut off."""
+        """Take one more token. True when it completes a stop string, at which the text is cut off."""
         self.ids.append(token)
         self.count += 1
         known, whole = self._decode(self.prefix, self.read), self._decode(self.prefix, len(self.ids))
@@ -46,6 +55,8 @@ class Detokenizer:
     @property
     def settled(self) -> str:
         """The text that no stop string can still take back."""
+        if self.include_stop:
+            return self.text
         held = max((_overlap(self.text, stop) for stop in self.stops), default=0)
         return self.text[: len(self.text) - held]
 
@@ -56,7 +67,7 @@ class Detokenizer:
         found = [(at, stop) for at, stop in found if at >= 0]
         if found:
             at, self.stopped_by = min(found)
-            self.text = self.text[:at]
+            self.text = self.text[: at + len(self.stopped_by) if self.include_stop else at]
 
     def _decode(self, start: int, end: int) -> str:
         return self.tokenizer.decode(self.ids[start:end], skip_special_tokens=self.skip)

@@ -103,6 +103,16 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it() -> None:
     assert growing.settled == growing.text
 
 
+def test_a_stop_string_can_be_part_of_the_text() -> None:
+    tokens = ids_of("One two, three four five")
+    growing = Detokenizer(tokenizer(), [], ("o, th", "five"), True, include_stop=True)
+    for token in tokens:
+        if growing.push(token):
+            break
+        assert growing.settled == growing.text  # nothing is taken back
+    assert (growing.text, growing.stopped_by) == ("One two, th", "o, th")
+
+
 def test_the_first_of_several_stop_strings_counts() -> None:
     growing = detokenizer([], "dog", "quick", "ck br")
     for token in ids_of("The quick brown dog"):
