@@ -105,6 +105,22 @@ def _fit(name: str, context: Sequence[int], continuation: Sequence[int], limit: 
     return context[max(excess, 0) :], continuation
 
 
+def bad_word_ids(tokenizer: Any, words: Iterable[str]) -> list[list[int]]:
+    """The token ids of words that must not be generated, as vLLM takes them.
+
+    Each as a text begins with it, and as it stands after a space where that changes its first token and not their number.
+    """
+    found: list[list[int]] = []
+    for word in dict.fromkeys(words):
+        first, spaced = (list(tokenizer(space + word.lstrip(), add_special_tokens=False)["input_ids"]) for space in ("", " "))
+        if not first:
+            raise RequestError(f"bad_words holds {word!r}, of which the tokenizer makes no token: leave it out")
+        found.append(first)
+        if len(spaced) == len(first) and spaced[0] != first[0]:
+            found.append(spaced)
+    return found
+
+
 def check_ids(name: str, ids: Iterable[int], vocab: int) -> None:
     """Raises RequestError for an id outside the vocabulary."""
     outside = next((i for i in ids if not 0 <= i < vocab), None)
