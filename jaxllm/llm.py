@@ -26,6 +26,7 @@ from checkpoints.load import load
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
+from jaxllm.execution.sampling import LOGPROBS_MODES
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.fair_lock import FairLock
 from jaxllm.generation.engine import Engine
@@ -84,6 +85,8 @@ class LLM:
       hf_overrides: laid over the values of config.json.
       generation_config: "auto": requests without SamplingParams sample as the model's generation_config.json says; "vllm": by
         the defaults of SamplingParams.
+      logprobs_mode: what answers report of tokens: "raw_logprobs", "raw_logits", and after all that SamplingParams change, the
+        temperature and the filters too, "processed_logprobs", "processed_logits"; a token that cannot be drawn has -inf there.
       workload: what layout="auto" is to suit, the fastest of those that fit: "generate" or "score" (`jaxllm.planning.plan`).
       wait: until the weights are loaded; without it the first use does.
 
@@ -106,6 +109,7 @@ class LLM:
         revision: str | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
         generation_config: str = "auto",
+        logprobs_mode: str = "raw_logprobs",
         workload: Literal["generate", "score"] = "generate",
         progress: Progress | None = None,
         wait: bool = True,
@@ -122,6 +126,9 @@ class LLM:
         )
         if generation_config not in ("auto", "vllm"):
             raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
+        if checks.text("logprobs_mode", logprobs_mode) not in LOGPROBS_MODES:
+            raise RequestError(f"logprobs_mode={checks.shown(logprobs_mode)}: there are {', '.join(LOGPROBS_MODES)}")
+        self._logprobs_mode = LOGPROBS_MODES[logprobs_mode]
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
         self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
@@ -160,7 +167,7 @@ class LLM:
 
     @cached_property
     def _steps(self) -> Steps:
-        return Steps(self.config, self.plan.layout, self.plan.dtype)
+        return Steps(self.config, self.plan.layout, self.plan.dtype, self._logprobs_mode)
 
     @cached_property
     def engine(self) -> Engine:

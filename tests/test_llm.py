@@ -158,6 +158,62 @@ def test_logprobs_name_the_chosen_and_the_likeliest(llm: LLM) -> None:
     assert all(list(choices) == [token] for token, choices in zip(plain.token_ids, plain.logprobs, strict=True))
 
 
+def test_all_logprobs_name_every_token_and_sum_to_one(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, seed=4, logprobs=-1, max_tokens=7)
+    [sample] = llm.generate("abc", params)[0].outputs
+    [few] = llm.generate("abc", SamplingParams(temperature=1.5, seed=4, logprobs=3, max_tokens=7))[0].outputs
+    assert sample.token_ids == few.token_ids and sample.logprobs is not None and few.logprobs is not None
+    for choices, some in zip(sample.logprobs, few.logprobs, strict=True):
+        assert sorted(choices) == list(range(258)) and some.items() <= choices.items()
+        assert sum(np.exp(choice.logprob) for choice in choices.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_mode_says_what_logprobs_are_of(folder: Path, llm: LLM) -> None:
+    """After the filters the likeliest four tokens have a probability of 1 together; of the others none is drawn."""
+    params = SamplingParams(temperature=0.7, top_k=4, seed=4, logprobs=-1, max_tokens=7)
+    expected = tokens(llm.generate("abc", params))
+    [sample] = make(folder, logprobs_mode="processed_logprobs").generate("abc", params)[0].outputs
+    assert [sample.token_ids] == expected and sample.logprobs is not None
+    for token, choices in zip(sample.token_ids, sample.logprobs, strict=True):
+        probabilities = np.exp([choice.logprob for choice in choices.values()])
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5) and np.count_nonzero(probabilities) == 4
+        assert choices[token].rank <= 4
+
+
+# What is left out
+
+
+def test_bad_words_are_not_generated(llm: LLM) -> None:
+    """A token is a letter here, and a word of several forbids none of them by itself."""
+    free = llm.generate("abc", text_params(max_tokens=100))[0].outputs[0].text
+    words = sorted({free[i : i + n] for n in (2, 3) for i in range(20, 60, 7) if not free[i].isspace()})
+    assert len(words) > 5
+    text = llm.generate("abc", text_params(bad_words=["a", *words], max_tokens=100))[0].outputs[0].text
+    assert "a" in free and "a" not in text and not any(word in text for word in words)
+    assert len(text) == 100 and all(letter in text for letter in "bcde ")
+
+
+def test_only_allowed_ids_are_generated(llm: LLM) -> None:
+    params = SamplingParams(temperature=2, seed=1, allowed_token_ids=[65, 66, 67], max_tokens=40)
+    assert set(tokens(llm.generate("abc", params))[0]) == {65, 66, 67}
+
+
+def test_a_prompt_is_truncated_from_the_left(llm: LLM) -> None:
+    def asked(prompt: Any, keep: int | None, max_tokens: int | None = 12) -> RequestOutput:
+        return llm.generate(prompt, SamplingParams(temperature=0, max_tokens=max_tokens, truncate_prompt_tokens=keep))[0]
+
+    whole = asked("cdefg", None)
+    for prompt in ("abcdefg", {"prompt": "abcdefg"}, {"prompt_token_ids": list(b"abcdefg")}, list(b"abcdefg")):
+        cut = asked(prompt, 5)
+        assert cut.prompt_token_ids == list(b"cdefg") and tokens([cut]) == tokens([whole])
+    assert asked("abcdefg", 5).prompt == "abcdefg"
+    assert asked("abc", 5).prompt_token_ids == list(b"abc") == asked("abc", -1).prompt_token_ids
+    long = list(range(250)) * 2
+    for max_tokens, kept in ((12, 244), (1, 255), (None, 255)):
+        fitting = asked(long, -1, max_tokens)
+        assert fitting.prompt_token_ids == long[-kept:] and len(tokens([fitting])[0]) == 256 - kept
+
+
 # How it ends
 
 
@@ -190,6 +246,23 @@ def test_a_stop_string_ends_text_and_tokens_where_it_is_complete(llm: LLM) -> No
     assert ended.token_ids == free.token_ids[: at + 3]  # one token a letter
     assert free.logprobs is not None and ended.logprobs is not None and len(ended.logprobs) == at + 3
     assert "".join(llm.stream("abc", text_params(stop=stop))) == ended.text
+
+
+def test_what_ends_the_text_is_part_of_it_where_that_is_asked_for(llm: LLM) -> None:
+    free = llm.generate("abc", text_params())[0].outputs[0]
+    stop = free.text[21:24]
+    at = free.text.index(stop)
+    with_stop = text_params(stop=[stop], include_stop_str_in_output=True)
+    [ended] = llm.generate("abc", with_stop)[0].outputs
+    assert (ended.text, ended.stop_reason, ended.token_ids) == (free.text[: at + 3], stop, free.token_ids[: at + 3])
+    assert "".join(llm.stream("abc", with_stop)) == ended.text
+    first = free.token_ids.index(free.token_ids[7])
+    [by_id] = llm.generate("abc", text_params(stop_token_ids=[free.token_ids[7]], include_stop_str_in_output=True))[0].outputs
+    assert by_id.text == free.text[: first + 1] and by_id.stop_reason == free.token_ids[7]
+    soon = SamplingParams(temperature=0, logit_bias={EOS: 100.0}, include_stop_str_in_output=True)
+    assert llm.generate("abc", soon)[0].outputs[0].text == ""  # a special token is no text
+    soon.skip_special_tokens = False
+    assert llm.generate("abc", soon)[0].outputs[0].text == "</s>"
 
 
 def test_the_context_bounds_the_answer(llm: LLM) -> None:
@@ -308,7 +381,15 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens=0: ask for at least 1"),
     ({"min_tokens": -1}, "min_tokens=-1"),
     ({"min_tokens": 17}, "min_tokens=17 exceeds max_tokens=16: raise the one or lower the other"),
-    ({"logprobs": 21}, "logprobs=21: from 0 to 20"),
+    ({"logprobs": 21}, "logprobs=21: from 0 to 20, or -1 for all of the vocabulary"),
+    ({"logprobs": -2}, "logprobs=-2: from 0 to 20"),
+    ({"presence_penalty": 2.1}, r"presence_penalty=2.1: it lies in \[-2, 2\]; 0 is off"),
+    ({"frequency_penalty": -3}, r"frequency_penalty=-3: it lies in \[-2, 2\]"),
+    ({"frequency_penalty": float("nan")}, "frequency_penalty=nan"),
+    ({"allowed_token_ids": []}, "allowed_token_ids is empty, and leaves nothing to generate: leave it out to allow all"),
+    ({"bad_words": ["a", " "]}, "bad_words holds a text without a word in it: leave it out"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens=0: keep at least 1, or -1 for as many as the context holds"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens=-2"),
     ({"logit_bias": {3: float("nan")}}, "logit_bias"),
     ({"stop": ["a", ""]}, "an empty stop string"),
     ({"stop": ""}, "an empty stop string"),
@@ -329,6 +410,20 @@ BAD_REQUESTS: list[tuple[Any, SamplingParams | list[SamplingParams], str]] = [
     ([[-1]], GREEDY, "prompt holds token id -1"),
     ("a", SamplingParams(logit_bias={300: 1.0}), "logit_bias holds token id 300"),
     ("a", SamplingParams(stop_token_ids=[999]), "stop_token_ids holds token id 999"),
+    ("a", SamplingParams(allowed_token_ids=[5, 258]), "allowed_token_ids holds token id 258"),
+    (
+        "a",
+        SamplingParams(
+            allowed_token_ids=[97, 5, 6], bad_words=["a"], logit_bias={5: float("-inf")}, min_tokens=1, stop_token_ids=[6]
+        ),
+        "all of allowed_token_ids are forbidden by logit_bias, bad_words or min_tokens",
+    ),
+    ("a", SamplingParams(truncate_prompt_tokens=256), "truncate_prompt_tokens=256 and the context holds 256 with the answer"),
+    (
+        "a",
+        SamplingParams(truncate_prompt_tokens=-1, max_tokens=256),
+        "keeps nothing, for max_tokens=256 fills the context of 256",
+    ),
     (["a", "b", "c"], [GREEDY, GREEDY], "2 sampling_params for 3 prompts"),
 ]
 
@@ -361,6 +456,7 @@ def test_a_folder_without_a_tokenizer_takes_ids_alone(bare: Path) -> None:
     calls: list[tuple[str, Callable[[], Any]]] = [
         ("has no tokenizer; give token ids instead of text", lambda: llm.generate("text")),
         ("has no tokenizer to stream text with; use generate", lambda: llm.stream([3, 4])),
+        ("no tokenizer to encode bad_words with; use logit_bias", lambda: llm.generate([3], SamplingParams(bad_words=["a"]))),
         ("no tokenizer to find stop strings with; use stop_token_ids", lambda: llm.generate([3], SamplingParams(stop="a"))),
         ("has no chat template", lambda: llm.chat([{"role": "user", "content": "a"}])),
     ]
@@ -380,6 +476,7 @@ BAD_STARTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_model_len": 0}, ValueError, "max_model_len=0: it must be at least 1"),
     ({"max_num_seqs": 0}, ValueError, "max_num_seqs=0"),
     ({"seed": -3}, ValueError, "seed=-3"),
+    ({"logprobs_mode": "raw"}, RequestError, "logprobs_mode='raw': there are raw_logprobs, processed_logprobs, raw_logits"),
 ]
 
 

@@ -15,6 +15,7 @@ from jaxllm.decoder.batch import Array, PackedBatch, TokenBatch
 from jaxllm.decoder.tree_attention import TILE, tile_pairs
 from sharding.layout import Layout
 
+ALL_LOGPROBS = -1  # as the number of log-probabilities that are asked for
 TARGETS = 4  # ids that can be asked for at one token of a scoring step; more of them take the token to the head again
 
 
@@ -36,20 +37,39 @@ class SamplingFilters(NamedTuple):
     min_p: Array
 
 
+class History(NamedTuple):
+    """What rows have generated so far, as penalties look at it; the decode loop goes on with it on the device.
+
+    Attributes:
+      counts: [B, V] int32, how often each token was generated.
+      recent: [B, L-1] int32, the last tokens generated, the newest last, -1 where there is none; None without bad words.
+    """
+
+    counts: Array
+    recent: Array | None = None
+
+
 class LogitsPenalties(NamedTuple):
     """Changes to a row's logits before a token is chosen.
 
     Attributes:
       min_tokens: [B] int32, stop ids cannot be chosen before so many tokens.
-      penalty: [B] float32, repetition penalty, 1 is off.
-      seen: [B, V] bool, tokens of the prompt and the output so far.
-      bias: [B, V] float32, added to the logits.
+      repetition, presence, frequency: [B] float32, penalties, off at 1, 0 and 0.
+      prompt: [B, V] bool, tokens of the prompt.
+      bias: [B, V] float32, added to the logits; -inf forbids a token.
+      history: what was generated.
+      bad_words: [B, W, L] int32, W runs of up to L tokens of which the last must not follow the others; they end at L, and -1
+        fills the rest. None: no row has any. Those of one token are in `bias`.
     """
 
     min_tokens: Array
-    penalty: Array
-    seen: Array
+    repetition: Array
+    presence: Array
+    frequency: Array
+    prompt: Array
     bias: Array
+    history: History
+    bad_words: Array | None = None
 
 
 class SamplingBatch(NamedTuple):
@@ -89,12 +109,12 @@ class DecodeBatch(NamedTuple):
 
 
 class Logprobs(NamedTuple):
-    """Log-probabilities under the raw logits.
+    """Log-probabilities of tokens, or what else a `LogprobsMode` reports.
 
     Attributes, each with a leading [steps] axis when it comes from a decode call:
       chosen: [B] float32, of the chosen token.
       rank: [B] int32, its rank, 1 for the likeliest.
-      top_ids, top: [B, n], the n likeliest, likeliest first.
+      top_ids, top: [B, n], the n likeliest, likeliest first; of ALL_LOGPROBS no ids, and `top` [B, V] in the vocabulary's order.
     """
 
     chosen: Array
@@ -131,11 +151,19 @@ def empty_decode_batch(rows: int, sampling: SamplingBatch) -> DecodeBatch:
 
 
 def empty_sampling_batch(
-    rows: int, stop_ids: int = 0, *, filters: bool = False, penalties: bool = False, vocab_size: int = 0
+    rows: int,
+    stop_ids: int = 0,
+    *,
+    filters: bool = False,
+    penalties: bool = False,
+    bad_words: tuple[int, int] = (0, 0),
+    vocab_size: int = 0,
 ) -> SamplingBatch:
     """Greedy choices in `rows` rows that nothing stops; with `filters` and `penalties` the arrays that change that, at rest.
 
-    `stop_ids`: room for so many in a row, at least.
+    Args:
+      stop_ids: room for so many in a row, at least.
+      bad_words: room for so many in a row, each of so many tokens, at least.
     """
 
     def column(dtype: Any, value: Any = 0) -> np.ndarray:
@@ -146,8 +174,16 @@ def empty_sampling_batch(
     if filters:
         how = SamplingFilters(column(np.float32), column(np.uint32), column(np.int32), column(np.float32, 1), column(np.float32))
     if penalties:
-        seen, bias = np.zeros((rows, vocab_size), bool), np.zeros((rows, vocab_size), np.float32)
-        what = LogitsPenalties(column(np.int32), column(np.float32, 1), seen, bias)
+        count, length = (power_of_two(size) for size in bad_words)
+        words = np.full((rows, count, length), -1, np.int32) if all(bad_words) else None
+        recent = None if words is None else np.full((rows, length - 1), -1, np.int32)
+
+        def table(dtype: Any) -> np.ndarray:
+            return np.zeros((rows, vocab_size), dtype)
+
+        repetition, presence, frequency = column(np.float32, 1), column(np.float32), column(np.float32)
+        history = History(table(np.int32), recent)
+        what = LogitsPenalties(column(np.int32), repetition, presence, frequency, table(bool), table(np.float32), history, words)
     return SamplingBatch(column(np.int32), np.full((rows, width), -1, np.int32), how, what)
 
 

@@ -1,24 +1,52 @@
 """Choosing the next token on the device.
 
-Logits are changed in vLLM's order: bias, minimum length, repetition penalty, temperature, min-p, top-k, top-p. Filters find their
-threshold by bisection over the bits of a float32, which is exact, keeps ties, and needs no sort of the vocabulary.
+Logits are changed in vLLM's order: allowed tokens and bias, bad words, minimum length, penalties of repetition, frequency and
+presence, temperature, min-p, top-k, top-p. Filters find their threshold by bisection over the bits of a float32, which is exact,
+keeps ties, and needs no sort of the vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from jaxllm.execution.batch import LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
+from jaxllm.execution.batch import ALL_LOGPROBS, History, LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
 
 
-def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None) -> Sampled:
+class LogprobsMode(NamedTuple):
+    """What is reported of tokens: from logits as the model gives them or as tokens are drawn from; with or without a softmax."""
+
+    processed: bool = False
+    logits: bool = False
+
+
+LOGPROBS_MODES = {
+    "raw_logprobs": LogprobsMode(),
+    "processed_logprobs": LogprobsMode(processed=True),
+    "raw_logits": LogprobsMode(logits=True),
+    "processed_logits": LogprobsMode(processed=True, logits=True),
+}
+RAW_LOGPROBS = LOGPROBS_MODES["raw_logprobs"]
+
+
+def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None, mode: LogprobsMode = RAW_LOGPROBS) -> Sampled:
     """logits [B, V] float32 -> a token for each row, and log-probabilities with so many alternatives, unless None."""
     adjusted = logits if batch.penalties is None else adjust(logits, batch.penalties, batch)
-    token = _argmax(adjusted)
+    token, drawn_from = _argmax(adjusted), adjusted
     if batch.filters is not None:
-        token = jnp.where(batch.filters.temperature > 0, _draw(adjusted, batch.filters, batch.count), token)
-    return Sampled(token, None if top_logprobs is None else _logprobs(logits, token, top_logprobs))
+        random = batch.filters.temperature > 0
+        filtered = _filtered(adjusted, batch.filters)
+        token = jnp.where(random, _draw(filtered, batch.filters, batch.count), token)
+        drawn_from = jnp.where(random[:, None], filtered, adjusted)
+        if mode.logits:  # `filtered` has its maximum at 0
+            kept = jnp.isfinite(filtered) | ~random[:, None]
+            drawn_from = jnp.where(kept, adjusted / _temperature(batch.filters), -jnp.inf)
+    if top_logprobs is None:
+        return Sampled(token, None)
+    reported = drawn_from if mode.processed else logits
+    return Sampled(token, _logprobs(reported if mode.logits else jax.nn.log_softmax(reported, axis=-1), token, top_logprobs))
 
 
 def _argmax(x: jax.Array) -> jax.Array:
@@ -29,38 +57,70 @@ def _argmax(x: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(best, index, x.shape[-1] - 1), axis=-1)
 
 
-def _logprobs(logits: jax.Array, token: jax.Array, top: int) -> Logprobs:
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
+def _logprobs(logprobs: jax.Array, token: jax.Array, top: int) -> Logprobs:
     chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)
     rank = 1 + jnp.sum(logprobs > chosen, axis=-1, dtype=jnp.int32)
+    if top == ALL_LOGPROBS:
+        return Logprobs(chosen[:, 0], rank, jnp.zeros((token.shape[0], 0), jnp.int32), logprobs)
     values, ids = jax.lax.top_k(logprobs, top)
     return Logprobs(chosen[:, 0], rank, ids, values)
 
 
 def adjust(logits: jax.Array, penalties: LogitsPenalties, batch: SamplingBatch) -> jax.Array:
-    """Logits [B, V] after bias, minimum length and repetition penalty (Keskar et al. 2019)."""
+    """Logits [B, V] after all that comes before the temperature. The penalty of repetition is that of Keskar et al. 2019."""
     logits = logits + penalties.bias
+    if penalties.bad_words is not None:
+        logits = _forbid(logits, penalties.bad_words, penalties.history)
     row = jnp.arange(logits.shape[0])[:, None]
     stop_ids = jnp.where(batch.stop_ids < 0, logits.shape[-1], batch.stop_ids)  # padding falls off the end
     unstoppable = logits.at[row, stop_ids].set(-jnp.inf, mode="drop")
     logits = jnp.where((batch.count < penalties.min_tokens)[:, None], unstoppable, logits)
-    penalty = penalties.penalty[:, None]
-    return jnp.where(penalties.seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    counts = penalties.history.counts
+    generated = counts > 0
+    repetition, frequency, presence = (x[:, None] for x in (penalties.repetition, penalties.frequency, penalties.presence))
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = jnp.where(penalties.prompt | generated, repeated, logits)
+    return logits - frequency * counts - presence * generated
+
+
+def _forbid(logits: jax.Array, words: jax.Array, history: History) -> jax.Array:
+    """Logits without the last token of each bad word [B, W, L] whose other tokens were generated last."""
+    assert history.recent is not None
+    before, last = words[:, :, :-1], words[:, :, -1]
+    follows = jnp.all((before < 0) | (before == history.recent[:, None, :]), axis=-1)
+    nowhere = logits.shape[-1]  # falls off the end
+    return logits.at[jnp.arange(len(last))[:, None], jnp.where(follows & (last >= 0), last, nowhere)].set(-jnp.inf, mode="drop")
+
+
+def extended(history: History, token: jax.Array) -> History:
+    """The history with one more token [B] in each row."""
+    counts = history.counts.at[jnp.arange(token.shape[0]), token].add(1)
+    if history.recent is None:
+        return History(counts)
+    return History(counts, jnp.concatenate([history.recent[:, 1:], token[:, None]], axis=1))
+
+
+def _temperature(filters: SamplingFilters) -> jax.Array:
+    """[B, 1], 1 in greedy rows."""
+    return jnp.where(filters.temperature > 0, filters.temperature, 1)[:, None]
+
+
+def _filtered(logits: jax.Array, filters: SamplingFilters) -> jax.Array:
+    """Logits [B, V] after temperature and filters, their maximum at 0."""
+    # From the maximum, so that a temperature near 0 overflows to -inf alone and the likeliest token stays.
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / _temperature(filters)
+    filtered = jnp.any(filters.top_k > 0) | jnp.any(filters.top_p < 1) | jnp.any(filters.min_p > 0)
+    return jax.lax.cond(filtered, lambda x: _filter(x, filters), lambda x: x, scaled)
 
 
 def _draw(logits: jax.Array, filters: SamplingFilters, count: jax.Array) -> jax.Array:
-    """A token [B] by the row's temperature, filters and own random stream."""
-    # From the maximum, so that a temperature near 0 overflows to -inf alone and the likeliest token stays.
-    scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = scaled / jnp.where(filters.temperature > 0, filters.temperature, 1)[:, None]
-    filtered = jnp.any(filters.top_k > 0) | jnp.any(filters.top_p < 1) | jnp.any(filters.min_p > 0)
-    scaled = jax.lax.cond(filtered, lambda x: _filter(x, filters), lambda x: x, scaled)
+    """A token [B] by the row's own random stream, from logits after temperature and filters."""
 
     def noise(seed: jax.Array, count: jax.Array) -> jax.Array:
         # The stream is the request's own: its seed and how far it has come, never its slot or its neighbours.
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), count), logits.shape[1:], jnp.float32)
 
-    return _argmax(scaled + jax.vmap(noise)(filters.seed, count))
+    return _argmax(logits + jax.vmap(noise)(filters.seed, count))
 
 
 def _filter(logits: jax.Array, filters: SamplingFilters) -> jax.Array:

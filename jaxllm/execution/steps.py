@@ -19,12 +19,13 @@ from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.cache_spec import AXES, cache_specs
 from jaxllm.decoder.kv_cache import Cache
 from jaxllm.decoder.model import Decoder
-from jaxllm.execution.batch import DecodeBatch, Logprobs, Sampled, SamplingBatch, Scored
+from jaxllm.execution.batch import ALL_LOGPROBS, DecodeBatch, History, Logprobs, Sampled, SamplingBatch, Scored
 from jaxllm.execution.loglikelihood import score_hidden
-from jaxllm.execution.sampling import sample
+from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, extended, sample
 from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
+ALL_LOGPROBS_STEPS = 4  # the same, where each brings a number for every token of the vocabulary
 
 
 class DecodeLoop(NamedTuple):
@@ -37,7 +38,7 @@ class DecodeLoop(NamedTuple):
     live: jax.Array
     remaining: jax.Array
     generated: jax.Array
-    seen: jax.Array | None
+    history: History | None
     outputs: Sampled
     stopped: jax.Array
 
@@ -70,8 +71,8 @@ def scoring_options(layout: Layout) -> dict[str, Any]:
 class Steps:
     """The steps of one model on one layout."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
-        self.config, self.layout, self.dtype = config, layout, dtype
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str, logprobs_mode: LogprobsMode = RAW_LOGPROBS):
+        self.config, self.layout, self.dtype, self.logprobs_mode = config, layout, dtype, logprobs_mode
         self.cache_specs = cache_specs(config, layout, dtype)
         self.graph, state = nnx.split(Decoder(config, layout, dtype))
         self.params, self.tree = jax.tree.flatten(state)
@@ -110,7 +111,7 @@ class Steps:
     def _sample(self, model: Decoder, hidden: jax.Array, sampling: SamplingBatch, top_logprobs: int | None) -> Sampled:
         # The barrier keeps the sampler from being fused into the head: a row's logits are the same bits however it,
         # or a neighbour, is sampled.
-        return sample(jax.lax.optimization_barrier(model.logits(hidden)), sampling, top_logprobs)
+        return sample(jax.lax.optimization_barrier(model.logits(hidden)), sampling, top_logprobs, self.logprobs_mode)
 
     def _score(self, leaves: list[jax.Array], batch: PackedBatch, width: int) -> Scored:
         """Log-probabilities that a packed batch asks for; there is no cache. `width`: see `jaxllm.decoder.tree_attention`."""
@@ -120,9 +121,13 @@ class Steps:
     def _decode(
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None
     ) -> tuple[Cache, Sampled, jax.Array]:
-        """Up to `batch.limit` tokens a row -> cache, samples [MAX_STEPS, R], steps taken."""
+        """Up to `batch.limit` tokens a row -> cache, samples [steps, R] with room for MAX_STEPS, or for ALL_LOGPROBS_STEPS, and
+        the steps taken.
+        """
         decode_step = partial(self._decode_step, self.model(leaves), batch, top_logprobs)
-        end = jax.lax.while_loop(partial(_goes_on, batch), decode_step, _start(cache, batch, top_logprobs))
+        end = jax.lax.while_loop(
+            partial(_goes_on, batch), decode_step, _start(cache, batch, top_logprobs, self.config.vocab_size)
+        )
         return end.cache, end.outputs, end.step
 
     def _decode_step(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
@@ -130,16 +135,13 @@ class Steps:
         tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
         hidden, cache = model(tokens, now.cache)
         sampling = batch.sampling._replace(count=now.generated)
-        if sampling.penalties is not None:
-            sampling = sampling._replace(penalties=sampling.penalties._replace(seen=now.seen))
+        if sampling.penalties is not None and now.history is not None:
+            sampling = sampling._replace(penalties=sampling.penalties._replace(history=now.history))
         new = self._sample(model, hidden[:, 0], sampling, top_logprobs)
         step = now.live.astype(jnp.int32)
         remaining = now.remaining - step
         hit = jnp.any(new.token[:, None] == batch.sampling.stop_ids, axis=-1)
         live = now.live & ~hit & (remaining > 0)
-        seen = now.seen
-        if seen is not None:
-            seen = seen.at[jnp.arange(seen.shape[0]), new.token].set(True)
         return DecodeLoop(
             step=now.step + 1,
             cache=cache,
@@ -148,30 +150,32 @@ class Steps:
             live=live,
             remaining=remaining,
             generated=now.generated + step,
-            seen=seen,
+            history=None if now.history is None else extended(now.history, new.token),
             outputs=jax.tree.map(partial(_put, now.step), now.outputs, new),
             stopped=now.stopped | jnp.any(now.live & ~live),
         )
 
 
 def _goes_on(batch: DecodeBatch, now: DecodeLoop) -> jax.Array:
-    return (now.step < batch.limit) & jnp.any(now.live) & ~(batch.until_any & now.stopped)
+    limit = jnp.minimum(batch.limit, now.outputs.token.shape[0])
+    return (now.step < limit) & jnp.any(now.live) & ~(batch.until_any & now.stopped)
 
 
 def _put(step: jax.Array, outputs: jax.Array, new: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(outputs, new, step, axis=0)
 
 
-def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> DecodeLoop:
+def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None, vocab_size: int) -> DecodeLoop:
     rows = batch.tokens.shape[0]
+    steps = ALL_LOGPROBS_STEPS if top_logprobs == ALL_LOGPROBS else MAX_STEPS
 
     def empty(dtype: Any, *shape: int) -> jax.Array:
-        return jnp.zeros((MAX_STEPS, rows, *shape), dtype)
+        return jnp.zeros((steps, rows, *shape), dtype)
 
-    n = top_logprobs
     logprobs = None
-    if n is not None:
-        logprobs = Logprobs(empty(jnp.float32), empty(jnp.int32), empty(jnp.int32, n), empty(jnp.float32, n))
+    if top_logprobs is not None:
+        ids, n = (0, vocab_size) if top_logprobs == ALL_LOGPROBS else (top_logprobs, top_logprobs)
+        logprobs = Logprobs(empty(jnp.float32), empty(jnp.int32), empty(jnp.int32, ids), empty(jnp.float32, n))
     penalties = batch.sampling.penalties
     return DecodeLoop(
         step=jnp.int32(0),
@@ -181,7 +185,7 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None) -> Decode
         live=jnp.asarray(batch.live),
         remaining=jnp.asarray(batch.remaining),
         generated=jnp.asarray(batch.sampling.count),
-        seen=None if penalties is None else jnp.asarray(penalties.seen),
+        history=None if penalties is None else jax.tree.map(jnp.asarray, penalties.history),
         outputs=Sampled(empty(jnp.int32), logprobs),
         stopped=jnp.bool_(False),
     )

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxllm.buckets import chunk_bucket
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.execution.batch import Logprobs, Sampled, batch_shardings
+from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
 from jaxllm.execution.cache_shapes import CacheLadder
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.inputs import cache_row, decode_inputs, prefill_inputs
@@ -144,13 +145,22 @@ class Engine:
 
 
 def _top_logprobs(sequences: Collection[Sequence]) -> int | None:
-    """How many alternatives the program reports: none at all, or as many as anyone may ask for."""
-    return None if all(s.params.logprobs is None for s in sequences) else MAX_LOGPROBS
+    """How many alternatives the program reports: none at all, as many as most may ask for, or ALL_LOGPROBS."""
+    wanted = [s.params.logprobs for s in sequences if s.params.logprobs is not None]
+    if not wanted:
+        return None
+    return ALL_LOGPROBS if ALL_LOGPROBS in wanted else MAX_LOGPROBS
 
 
 def _choices(logprobs: Logprobs | None, at: tuple[int, ...], token: int, wanted: int) -> dict[int, Logprob]:
+    """The chosen token and the `wanted` likeliest, or all of them."""
     assert logprobs is not None
+    ids, values = logprobs.top_ids[at], logprobs.top[at]
+    if not len(ids):  # in the vocabulary's order
+        ids = np.argsort(-values, kind="stable")
+        values = values[ids]
+    count = len(ids) if wanted == ALL_LOGPROBS else wanted
     choices = {token: Logprob(float(logprobs.chosen[at]), int(logprobs.rank[at]))}
-    for i in range(wanted):
-        choices.setdefault(int(logprobs.top_ids[at][i]), Logprob(float(logprobs.top[at][i]), i + 1))
+    for i, (other, value) in enumerate(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)):
+        choices.setdefault(other, Logprob(value, i + 1))
     return choices

@@ -70,6 +70,7 @@ def sampling_inputs(sequences: Listed[Sequence | None], vocab_size: int) -> Samp
         max(len(s.stop_ids) for s in here),
         filters=any(s.params.temperature > 0 for s in here),
         penalties=any(_has_penalties(s) for s in here),
+        bad_words=_room_for_bad_words(here),
         vocab_size=vocab_size,
     )
     for row, sequence in enumerate(sequences):
@@ -91,12 +92,44 @@ def _fill_filters(filters: SamplingFilters, row: int, sequence: Sequence) -> Non
 
 def _has_penalties(sequence: Sequence) -> bool:
     params = sequence.params
-    return params.min_tokens > 0 or params.repetition_penalty != 1 or bool(params.logit_bias)
+    constrained = params.allowed_token_ids is not None or bool(params.logit_bias) or bool(sequence.bad_words)
+    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return constrained or penalised or params.min_tokens > 0
 
 
 def _fill_penalties(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
     params = sequence.params
-    penalties.min_tokens[row], penalties.penalty[row] = params.min_tokens, params.repetition_penalty
-    penalties.seen[row, sequence.prompt + sequence.tokens] = True
+    penalties.min_tokens[row], penalties.repetition[row] = params.min_tokens, params.repetition_penalty
+    penalties.presence[row], penalties.frequency[row] = params.presence_penalty, params.frequency_penalty
+    penalties.prompt[row, sequence.prompt] = True
+    for token in sequence.tokens:
+        penalties.history.counts[row, token] += 1
+    if params.allowed_token_ids is not None:
+        penalties.bias[row] = -np.inf
+        penalties.bias[row, params.allowed_token_ids] = 0
     for token, bias in (params.logit_bias or {}).items():
-        penalties.bias[row, token] = bias
+        penalties.bias[row, token] += bias
+    _fill_bad_words(penalties, row, sequence)
+
+
+def _fill_bad_words(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
+    """Words of one token into the bias, the others with what they are compared with."""
+    for word in sequence.bad_words:
+        if len(word) == 1:
+            penalties.bias[row, word[0]] = -np.inf
+    if penalties.bad_words is None or penalties.history.recent is None:
+        return
+    for i, word in enumerate(_of_several(sequence.bad_words)):
+        penalties.bad_words[row, i, -len(word) :] = word
+    recent = sequence.tokens[-penalties.history.recent.shape[1] :]
+    penalties.history.recent[row, penalties.history.recent.shape[1] - len(recent) :] = recent
+
+
+def _room_for_bad_words(sequences: Listed[Sequence]) -> tuple[int, int]:
+    """The most bad words of several tokens that a sequence has, and the most tokens of one."""
+    several = [_of_several(sequence.bad_words) for sequence in sequences]
+    return max(map(len, several)), max((len(word) for words in several for word in words), default=0)
+
+
+def _of_several(words: Listed[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [word for word in words if len(word) > 1]

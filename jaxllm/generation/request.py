@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ import numpy as np
 from jaxllm.config import ModelConfig
 from jaxllm.generation.detokenizer import Detokenizer
 from jaxllm.generation.sequence import Sequence
-from jaxllm.requests.encoding import check_ids
+from jaxllm.requests.encoding import bad_word_ids, check_ids
 from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
 from jaxllm.requests.prompts import ParsedPrompt
 from jaxllm.requests.sampling_params import SamplingParams
@@ -30,19 +32,19 @@ class Sample:
     def __init__(self, sequence: Sequence, tokenizer: Any):
         self.sequence = sequence
         self.tokenizer = tokenizer
+        self._names: dict[int, str] = {}  # of tokens in its log-probabilities: with all of them, each comes again and again
         params = sequence.params
-        self.text = (
-            None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, params.stops, params.skip_special_tokens)
-        )
+        how = (params.stops, params.skip_special_tokens, params.include_stop_str_in_output)
+        self.text = None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, *how)
 
     def update(self) -> StopAt | None:
         """Decode the tokens that are new. What is returned is for the scheduler to end the sequence with."""
         sequence, text = self.sequence, self.text
         if text is None or text.stopped_by is not None:
             return None
-        ended_by_id = sequence.finish_reason == "stop"
+        hidden_end = sequence.finish_reason == "stop" and not sequence.params.include_stop_str_in_output
         while text.count < len(sequence.tokens) and text.stopped_by is None:
-            if ended_by_id and text.count == len(sequence.tokens) - 1:
+            if hidden_end and text.count == len(sequence.tokens) - 1:
                 text.count += 1  # the stop id itself is no text
             else:
                 text.push(sequence.tokens[text.count])
@@ -74,7 +76,12 @@ class Sample:
     def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
         if self.tokenizer is None:
             return choices
-        return {token: replace(choice, decoded_token=self.tokenizer.decode([token])) for token, choice in choices.items()}
+        return {token: replace(choice, decoded_token=self._name(token)) for token, choice in choices.items()}
+
+    def _name(self, token: int) -> str:
+        if token not in self._names:
+            self._names[token] = self.tokenizer.decode([token])
+        return self._names[token]
 
 
 @dataclass(frozen=True)
@@ -104,16 +111,18 @@ class RequestMaker:
 
     def make(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
         """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow."""
-        ids = self._encode(prompt.text or "") if prompt.ids is None else prompt.ids
+        ids = self._kept(self._encode(prompt.text or "") if prompt.ids is None else prompt.ids, params)
         self._check(ids, params)
-        room = self.max_model_len - len(ids)
-        number, self._requests = self._requests, self._requests + 1
         own_ends = () if params.ignore_eos else self.config.eos_token_ids
         stop_ids = tuple(dict.fromkeys((*own_ends, *params.stop_token_ids)))
+        bad_words = self._bad_words(params)
+        _check_that_some_are_allowed(params, stop_ids, bad_words)
+        room = self.max_model_len - len(ids)
+        number, self._requests = self._requests, self._requests + 1
         samples = []
         for i in range(params.n):
             seed = self.stream_seed(params, number, i)
-            sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed)
+            sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed, bad_words)
             self._sequences += 1
             samples.append(Sample(sequence, self.tokenizer))
         return Request(number, prompt.text, ids, samples)
@@ -129,6 +138,33 @@ class RequestMaker:
             raise RequestError(f"{self.path} has no tokenizer; give token ids instead of text")
         return list(self.tokenizer(prompt)["input_ids"])
 
+    def _kept(self, ids: list[int], params: SamplingParams) -> list[int]:
+        """The last tokens of a prompt that is to be truncated."""
+        kept, limit = params.truncate_prompt_tokens, self.max_model_len
+        if kept is None:
+            return ids
+        if kept >= limit:
+            raise RequestError(
+                f"truncate_prompt_tokens={kept} and the context holds {limit} with the answer: lower it, or give -1 for as many "
+                "as fit"
+            )
+        if kept == -1 and (kept := limit - (params.max_tokens or 1)) < 1:
+            raise RequestError(
+                f"truncate_prompt_tokens=-1 keeps nothing, for max_tokens={params.max_tokens} fills the context of {limit}: "
+                "lower that"
+            )
+        return ids[-kept:]
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        if not params.bad_words:
+            return ()
+        if self.tokenizer is None:
+            raise RequestError(f"{self.path} has no tokenizer to encode bad_words with; use logit_bias with -inf")
+        words = bad_word_ids(self.tokenizer, params.bad_words)
+        for ids in words:
+            check_ids("bad_words", ids, self.config.vocab_size)
+        return tuple(map(tuple, words))
+
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         limit = self.max_model_len
         if not ids:
@@ -138,7 +174,17 @@ class RequestMaker:
                 f"the prompt has {len(ids)} tokens and the context holds {limit} with the answer: shorten it, or raise "
                 f"max_model_len (the model's own limit is {self.config.max_position})"
             )
-        for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+        of_params = {name: getattr(params, name) or () for name in ("logit_bias", "allowed_token_ids", "stop_token_ids")}
+        for name, tokens in (("prompt", ids), *of_params.items()):
             check_ids(name, tokens, self.config.vocab_size)
         if params.stops and self.tokenizer is None:
             raise RequestError(f"{self.path} has no tokenizer to find stop strings with; use stop_token_ids")
+
+
+def _check_that_some_are_allowed(params: SamplingParams, stop_ids: Iterable[int], bad_words: Iterable[tuple[int, ...]]) -> None:
+    if params.allowed_token_ids is None:
+        return
+    forbidden = {word[0] for word in bad_words if len(word) == 1} | {*(stop_ids if params.min_tokens else ())}
+    forbidden |= {token for token, bias in (params.logit_bias or {}).items() if bias == -math.inf}
+    if forbidden.issuperset(params.allowed_token_ids):
+        raise RequestError("all of allowed_token_ids are forbidden by logit_bias, bad_words or min_tokens: allow another")

@@ -13,7 +13,8 @@ class Sequence:
     """The tokens of a sample, and how far the engine has come with them. The scheduler alone writes how it ends.
 
     Its cache holds the first `cached` of its tokens; the last token it generated is never in there. Where the cache had to be
-    computed again, `num_recomputed` of its generated tokens are prefilled with the prompt.
+    computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. No token that completes one of
+    `bad_words` is generated.
     """
 
     id: int
@@ -22,6 +23,7 @@ class Sequence:
     max_tokens: int
     stop_ids: tuple[int, ...]
     seed: int
+    bad_words: tuple[tuple[int, ...], ...] = ()
     tokens: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cached: int = 0

@@ -61,6 +61,11 @@ def texts(name: str, value: Any) -> str | list[str]:
     return [text(f"{name}[{i}]", one) for i, one in enumerate(items(name, value, "a text or a list of texts"))]
 
 
+def list_of_texts(name: str, value: Any) -> list[str]:
+    """A list of texts, and no single one."""
+    return [text(f"{name}[{i}]", one) for i, one in enumerate(items(name, value, "a list of texts"))]
+
+
 def token_ids(name: str, value: Any, wanted: str = "a list of token ids") -> list[int]:
     """A list of whole numbers; an array is one too. `wanted` is what the message asks for."""
     ids = items(name, value, wanted)

@@ -11,7 +11,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log-probability, its rank (1 is the likeliest) and its text."""
+    """A token's log-probability, or what `logprobs_mode` of the LLM says, its rank (1 is the likeliest) and its text."""
 
     logprob: float
     rank: int

@@ -12,6 +12,7 @@ from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.vllm_arguments import SAMPLING_ELSEWHERE
 
 MAX_LOGPROBS = 20
+LARGEST_PENALTY = 2  # of presence and frequency, as in OpenAI's API
 LARGEST_BIAS = 1e30  # what is far beyond any logit, and still a float32
 
 
@@ -29,15 +30,22 @@ class SamplingParams:
       top_k: of so many likeliest tokens; off at 0 or -1.
       min_p: of tokens at least so likely beside the likeliest; off at 0.
       repetition_penalty: divides positive logits of tokens already seen, prompt included; off at 1.
+      presence_penalty: taken from the logit of each token generated so far; -2 to 2, off at 0.
+      frequency_penalty: taken from it as often as the token was generated; -2 to 2, off at 0.
       seed: of the random stream; None: drawn from the engine's seed and the request's number.
       stop: strings that end the text, not part of it.
+      include_stop_str_in_output: the string, or the token, that ends the text is part of it.
       stop_token_ids: ids that end the row, besides the model's own end-of-sequence ids.
       ignore_eos: go on past the model's own end-of-sequence ids.
       max_tokens: at most so many new tokens; None: as many as the context holds.
       min_tokens: no stop id before so many.
       logit_bias: token id -> number added to its logit; -inf forbids the token.
-      logprobs: report the chosen token's log-probability and those of so many likeliest tokens (0 to 20).
+      allowed_token_ids: no other token is generated.
+      bad_words: texts that are not generated, each with and without a space before it: of a word's tokens the last is forbidden
+        where the others were generated just before.
+      logprobs: report the chosen token's log-probability and those of so many likeliest tokens (0 to 20), or of all (-1).
       skip_special_tokens: leave special tokens out of the text.
+      truncate_prompt_tokens: keep the prompt's last so many tokens alone; -1: as many as the context holds beside max_tokens.
     """
 
     n: int = 1
@@ -46,15 +54,21 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
 
     def __new__(cls, *args: object, **options: object) -> SamplingParams:
         if args:
@@ -93,6 +107,16 @@ class SamplingParams:
                 0 < self.repetition_penalty < math.inf,
                 f"repetition_penalty={self.repetition_penalty}: a finite number above 0; 1 is off",
             ),
+            *(
+                (
+                    -LARGEST_PENALTY <= penalty <= LARGEST_PENALTY,
+                    f"{name}={penalty}: it lies in [-{LARGEST_PENALTY}, {LARGEST_PENALTY}]; 0 is off",
+                )
+                for name, penalty in (
+                    ("presence_penalty", self.presence_penalty),
+                    ("frequency_penalty", self.frequency_penalty),
+                )
+            ),
             (self.seed is None or self.seed >= 0, f"seed={self.seed}: a number from 0 up, or None"),
             (self.max_tokens is None or self.max_tokens >= 1, f"max_tokens={self.max_tokens}: ask for at least 1"),
             (self.min_tokens >= 0, f"min_tokens={self.min_tokens}: it cannot be negative"),
@@ -101,8 +125,8 @@ class SamplingParams:
                 f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: raise the one or lower the other",
             ),
             (
-                self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-                f"logprobs={self.logprobs}: from 0 to {MAX_LOGPROBS}",
+                self.logprobs is None or -1 <= self.logprobs <= MAX_LOGPROBS,
+                f"logprobs={self.logprobs}: from 0 to {MAX_LOGPROBS}, or -1 for all of the vocabulary",
             ),
             (
                 self.n == 1 or self.temperature > 0,
@@ -111,6 +135,15 @@ class SamplingParams:
             (
                 all(bias == -math.inf or abs(bias) <= LARGEST_BIAS for bias in biases),
                 f"logit_bias={checks.shown(self.logit_bias)}: numbers of at most {LARGEST_BIAS}, or -inf to forbid a token",
+            ),
+            (
+                self.allowed_token_ids is None or len(self.allowed_token_ids) > 0,
+                "allowed_token_ids is empty, and leaves nothing to generate: leave it out to allow all",
+            ),
+            (all(map(str.strip, self.bad_words)), "bad_words holds a text without a word in it: leave it out"),
+            (
+                self.truncate_prompt_tokens is None or self.truncate_prompt_tokens >= 1 or self.truncate_prompt_tokens == -1,
+                f"truncate_prompt_tokens={self.truncate_prompt_tokens}: keep at least 1, or -1 for as many as the context holds",
             ),
             (all(self.stops), "an empty stop string would end every text at once: leave it out"),
         ]
@@ -134,13 +167,19 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": checks.count,
     "min_p": checks.number,
     "repetition_penalty": checks.number,
+    "presence_penalty": checks.number,
+    "frequency_penalty": checks.number,
     "seed": checks.whole,
     "stop": checks.texts,
     "stop_token_ids": checks.token_ids,
+    "include_stop_str_in_output": checks.flag,
     "ignore_eos": checks.flag,
     "max_tokens": checks.count,
     "min_tokens": checks.count,
     "logit_bias": checks.biases,
+    "allowed_token_ids": checks.token_ids,
+    "bad_words": checks.list_of_texts,
     "logprobs": checks.count,
     "skip_special_tokens": checks.flag,
+    "truncate_prompt_tokens": checks.count,
 }

@@ -12,14 +12,10 @@ _FILES = "the format is seen from the files: leave it out"
 _OVERRIDE = "give it in hf_overrides"
 
 SAMPLING_ELSEWHERE = {
-    "allowed_token_ids": "use logit_bias with -inf for the others",
-    "bad_words": "use logit_bias with -inf for their tokens",
     "best_of": "ask for n samples with logprobs=0, and take the one of the largest cumulative_logprob",
     "detokenize": "a text is always made; token_ids are beside it",
     "early_stopping": "beam search is not offered: use n samples",
-    "frequency_penalty": "use repetition_penalty",
     "guided_decoding": "outputs cannot be constrained yet: check the text, or score the choices with llm.score",
-    "include_stop_str_in_output": "add stop_reason to the text, which is the stop string",
     "length_penalty": "beam search is not offered: use n samples",
     "logits_processors": "use logit_bias",
     "min_new_tokens": "use min_tokens",
@@ -27,11 +23,9 @@ SAMPLING_ELSEWHERE = {
     "do_sample": "use temperature, which is greedy at 0",
     "num_return_sequences": "use n",
     "output_kind": "llm.stream gives pieces, llm.generate whole texts",
-    "presence_penalty": "use repetition_penalty",
     "prompt_logprobs": "score the prompt: llm.score([(prompt[:1], [prompt[1:]])]) with its token ids",
     "spaces_between_special_tokens": "special tokens are decoded as the tokenizer does: leave it out",
     "structured_outputs": "outputs cannot be constrained yet: check the text, or score the choices with llm.score",
-    "truncate_prompt_tokens": "cut the token ids and give those",
     "use_beam_search": "beam search is not offered: use n samples",
 }
 
@@ -60,7 +54,7 @@ LLM_ELSEWHERE = {
     "kv_cache_memory_bytes": _PLANNED,
     "limit_mm_per_prompt": _TEXT_ONLY,
     "load_format": _FILES,
-    "max_logprobs": "at most 20 are given: leave it out",
+    "max_logprobs": "at most 20 are given, or all with logprobs=-1: leave it out",
     "max_num_batched_tokens": _OWN_STEPS,
     "max_seq_len_to_capture": _COMPILED,
     "mm_processor_kwargs": _TEXT_ONLY,

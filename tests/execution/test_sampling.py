@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.execution.batch import LogitsPenalties, Sampled, SamplingBatch, SamplingFilters
+from jaxllm.execution.batch import ALL_LOGPROBS, History, LogitsPenalties, Sampled, SamplingBatch, SamplingFilters
+from jaxllm.execution.sampling import LOGPROBS_MODES, adjust, extended, sample
 from jaxllm.execution.sampling import _filter as filter_logits
-from jaxllm.execution.sampling import adjust, sample
 
 pytestmark = pytest.mark.fast
 
 V = 50
-run = jax.jit(sample, static_argnames="top_logprobs")
+run = jax.jit(sample, static_argnames=("top_logprobs", "mode"))
 
 
 def logits(rows: int, seed: int = 0, vocab: int = V) -> np.ndarray:
@@ -33,9 +33,10 @@ def sampling_filters(rows: int, **columns: Any) -> SamplingFilters:
 
 
 def logits_penalties(rows: int, **columns: Any) -> LogitsPenalties:
-    plain = {"min_tokens": np.zeros(rows, np.int32), "penalty": np.ones(rows, np.float32)}
-    plain |= {"seen": np.zeros((rows, V), bool), "bias": np.zeros((rows, V), np.float32)}
-    return LogitsPenalties(**(plain | columns))
+    plain: dict[str, Any] = {"min_tokens": np.zeros(rows, np.int32), "repetition": np.ones(rows, np.float32)}
+    plain |= {name: np.zeros(rows, np.float32) for name in ("presence", "frequency")}
+    plain |= {"prompt": np.zeros((rows, V), bool), "bias": np.zeros((rows, V), np.float32)}
+    return LogitsPenalties(**(plain | {"history": History(np.zeros((rows, V), np.int32))} | columns))
 
 
 def batch(
@@ -193,17 +194,21 @@ def test_repetition_penalty_equals_transformers() -> None:
     seen = np.zeros((5, V), bool)
     np.put_along_axis(seen, ids, True, -1)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids), torch.tensor(x)).numpy()
-    found = adjusted(x, batch(5, penalties=logits_penalties(5, seen=seen, penalty=np.full(5, 1.7, np.float32))))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    how = {"repetition": np.full(5, 1.7, np.float32)}
+    for where in ({"prompt": seen}, {"history": History(seen.astype(np.int32))}):
+        found = adjusted(x, batch(5, penalties=logits_penalties(5, **how, **where)))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_controls_come_in_order_bias_minimum_penalty() -> None:
     x = np.array([[1.0, -1.0, 2.0, 4.0]], np.float32)
-    penalties = LogitsPenalties(
+    penalties = logits_penalties(
+        1,
         min_tokens=np.array([2], np.int32),
-        penalty=np.array([2.0], np.float32),
-        seen=np.array([[True, True, False, True]]),
+        repetition=np.array([2.0], np.float32),
+        prompt=np.array([[True, True, False, True]]),
         bias=np.array([[-3.0, 5.0, 1.0, 0.0]], np.float32),
+        history=History(np.zeros((1, 4), np.int32)),
     )
     stop_ids = np.array([[3, -1]], np.int32)
     for index, last in ((0, -np.inf), (1, -np.inf), (2, 2.0)):
@@ -232,6 +237,43 @@ def test_bias_of_minus_infinity_forbids() -> None:
     assert set(found) == {4, 40}
 
 
+def test_presence_and_frequency_come_after_repetition_and_count_what_was_generated() -> None:
+    x = np.array([[4.0, -4.0, 4.0, -1.0]], np.float32)
+    penalties = logits_penalties(
+        1,
+        repetition=np.array([2.0], np.float32),
+        presence=np.array([0.5], np.float32),
+        frequency=np.array([-0.25], np.float32),
+        prompt=np.array([[False, False, True, False]]),
+        bias=np.zeros((1, 4), np.float32),
+        history=History(np.array([[3, 1, 0, 0]], np.int32)),
+    )
+    expected = [[4 / 2 + 3 * 0.25 - 0.5, -4 * 2 + 0.25 - 0.5, 4 / 2, -1.0]]
+    np.testing.assert_array_equal(adjusted(x, batch(1, penalties=penalties)), expected)
+
+
+BAD_WORDS = [[7, 8], [7, 9, 10], [1, 2, 3, 4], [9, 10]]
+
+
+@pytest.mark.parametrize(
+    ("generated", "forbidden"),
+    [([], []), ([8], []), ([7], [8]), ([9, 7], [8]), ([7, 9], [10]), ([8, 9], [10]), ([2, 3], []), ([1, 2, 3], [4])],
+)
+def test_the_last_token_of_a_bad_word_is_forbidden_after_the_others(generated: list[int], forbidden: list[int]) -> None:
+    words = np.full((2, 4, 4), -1, np.int32)  # the second row has none
+    for i, word in enumerate(BAD_WORDS):
+        words[0, i, -len(word) :] = word
+    history = History(np.zeros((2, V), np.int32), np.full((2, 3), -1, np.int32))
+    for token in generated:
+        history = jax.jit(extended)(history, np.array([token, token]))
+    np.testing.assert_array_equal(history.counts, np.tile(np.bincount(generated, minlength=V), (2, 1)))
+    x = logits(2)
+    expected = x.copy()
+    expected[0, forbidden] = -np.inf
+    found = adjusted(x, batch(2, penalties=logits_penalties(2, history=history, bad_words=words)))
+    np.testing.assert_array_equal(found, expected)
+
+
 # Log-probabilities
 
 
@@ -254,6 +296,41 @@ def test_rank_of_ties_is_the_best_of_them() -> None:
     x[0, 7] = 1.0
     penalties = logits_penalties(1, bias=40 * np.eye(V, dtype=np.float32)[[9]])
     assert run(x, batch(1, penalties=penalties), 0).logprobs.rank.tolist() == [2]
+
+
+def test_all_logprobs_come_in_the_vocabularys_order() -> None:
+    x = logits(3)
+    found = run(x, batch(3), ALL_LOGPROBS)
+    np.testing.assert_allclose(found.logprobs.top, np.log(softmax(x)), atol=1e-5)
+    assert found.logprobs.top_ids.shape == (3, 0)
+
+
+@pytest.mark.parametrize("name", LOGPROBS_MODES)
+def test_what_a_mode_reports(name: str) -> None:
+    """Of a greedy row, whose filters do nothing, a hot one, and a cold one with all filters."""
+    x = logits(3)
+    bias = np.zeros((3, V), np.float32)
+    bias[:, 11] = -np.inf
+    bias[1, 3] = 4.0
+    how = {"temperature": [0.0, 2.0, 0.5], "top_k": [2, 0, 5], "top_p": [0.1, 1, 0.95], "min_p": [0.9, 0, 0.01]}
+    asked = batch(3, sampling_filters(3, **how), logits_penalties(3, bias=bias))
+    found = run(x, asked, ALL_LOGPROBS, mode=LOGPROBS_MODES[name])
+    expected = x
+    if name.startswith("processed"):
+        expected = (x + bias) / np.array([[1.0], [2.0], [0.5]], np.float32)
+        cold = expected[2:]
+        cold = np.where(reference_min_p(cold, 0.01), cold, -np.inf)
+        cold = np.where(reference_top_k(cold, 5), cold, -np.inf)
+        expected[2] = np.where(reference_top_p(cold, 0.95), cold, -np.inf)[0]
+        assert 2 <= np.isfinite(expected[2]).sum() <= 5
+    if name.endswith("logprobs"):
+        with np.errstate(divide="ignore"):
+            expected = np.log(softmax(expected))
+    at = (np.arange(3), found.token)
+    np.testing.assert_allclose(found.logprobs.top, expected, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(found.logprobs.chosen, expected[at], rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(found.logprobs.rank, 1 + (expected > expected[at][:, None]).sum(axis=-1))
+    np.testing.assert_array_equal(found.token, tokens(x, asked))
 
 
 def test_no_logprobs_unless_asked_for() -> None:
@@ -339,4 +416,5 @@ def test_no_sort_of_the_vocabulary() -> None:
     """A sampler without a sort is cheap; log-probabilities, which rank the vocabulary, are asked for apart."""
     lowered = partial(run.lower, jnp.zeros((2, 1000)), batch(2, sampling_filters(2, top_k=5, top_p=0.5)))
     assert "sort" not in lowered(None).as_text()
-    assert "top_k" in lowered(3).as_text()
+    assert "chlo.top_k" in lowered(3).as_text()
+    assert not any(word in lowered(ALL_LOGPROBS).as_text() for word in ("stablehlo.sort", "chlo.top_k"))

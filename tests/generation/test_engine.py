@@ -32,7 +32,15 @@ KINDS = [
     SamplingParams(temperature=0, logprobs=2),
     SamplingParams(temperature=0.9, logprobs=0),
     SamplingParams(temperature=1.3, top_k=20, top_p=0.9, min_p=0.02, logprobs=3),
-    SamplingParams(temperature=0.8, repetition_penalty=1.3, logit_bias={7: 2.0, 8: -1.0}, min_tokens=4, logprobs=1),
+    SamplingParams(
+        temperature=0.8,
+        repetition_penalty=1.3,
+        presence_penalty=0.6,
+        frequency_penalty=0.2,
+        logit_bias={7: 2.0, 8: -1.0},
+        min_tokens=4,
+        logprobs=1,
+    ),
     SamplingParams(temperature=0),
 ]
 

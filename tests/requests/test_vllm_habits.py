@@ -205,6 +205,8 @@ def test_hf_overrides_are_laid_over_the_config(model: Path) -> None:
         ({"max_model_len": "64"}, "max_model_len='64' is of type str: give a whole number"),
         ({"max_num_seqs": 2.0}, "max_num_seqs=2.0 is of type float"),
         ({"seed": "0"}, "seed='0' is of type str"),
+        ({"logprobs_mode": None}, "logprobs_mode=None is of type NoneType: give a text"),
+        ({"max_logprobs": 50}, "'max_logprobs': at most 20 are given, or all with logprobs=-1: leave it out"),
         ({"generation_config": "mine"}, "generation_config='mine': there are 'auto' and 'vllm'"),
         ({"tokenizer": 5}, "tokenizer=5: give a folder, a hub id or a transformers tokenizer"),
         ({"tokenizer": "/no/such/folder"}, "/no/such/folder does not exist"),
