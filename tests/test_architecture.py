@@ -67,6 +67,7 @@ ONLY_IN = {
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
     "torch": ("bench.peers", "checkpoints.torch_files"),
+    "vllm": ("bench.vllm_peer",),
 }
 # All that sharding/ needs besides the standard library.
 SHARDING_MAY_IMPORT = ("jax", "numpy", "sharding")
