@@ -22,7 +22,7 @@ from bench.subject import Subject, add_options
 from checkpoints.hub import rates_dir
 from jaxllm.execution import programs
 from jaxllm.planning.measure import measured
-from jaxllm.planning.plan import cache_bytes, weight_bytes
+from jaxllm.planning.plan import weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, score_step
 from jaxllm.planning.working_memory import score_bytes, step_bytes
 from jaxllm.platforms import choices
@@ -66,7 +66,7 @@ def generating(subject: Subject, rates: Hardware, args: argparse.Namespace) -> l
             predicted = prefill_step(config, layout, args.dtype, rates, PROMPT).total
             rows.append({"what": f"prompt of {PROMPT}", "unit": "s", "predicted": predicted, "actual": statistics.median(firsts)})
         each = -(-batch // layout.data)
-        predicted = decode_step(config, layout, args.dtype, rates, each, subject.engine.length).total
+        predicted = decode_step(config, layout, args.dtype, rates, each, PROMPT + NEW).total
         rows.append({"what": f"decode, batch {batch}", "unit": "s", "predicted": predicted, "actual": statistics.median(steps)})
     return rows
 
@@ -103,13 +103,16 @@ def sizes(subject: Subject) -> list[dict[str, Any]]:
     def held(arrays: list[jax.Array]) -> int:
         return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards if shard.device == device)
 
-    n, length, tokens = engine.rows, engine.length, choices(layout.platform).scoring_row
-    generating = (programs.prefill(engine.steps, PROMPT, n, length), programs.decode(engine.steps, n, length))
+    rows, pool, tokens = max(BATCHES), engine.pool, choices(layout.platform).scoring_row
+    generating = (programs.prefill(engine.steps, PROMPT, pool), programs.decode(engine.steps, rows, pool))
     scoring = programs.score(engine.steps, tokens, 0 if layout.platform == "cpu" else WIDTH)
     pairs = {
         "weights": (weight_bytes(config, layout, dtype), held(engine.params)),
-        "cache": (cache_bytes(config, layout, dtype, n, length), held([x for layer in engine.cache for x in layer])),
-        "temporaries, generating": (step_bytes(config, layout, dtype, n, length), max(one.temp_bytes() for one in generating)),
+        "cache": (pool.nbytes(layout, engine.steps.cache_specs), held([x for layer in engine.cache for x in layer])),
+        "temporaries, generating": (
+            step_bytes(config, layout, dtype, rows, pool.max_model_len),
+            max(one.temp_bytes() for one in generating),
+        ),
         "temporaries, scoring": (score_bytes(config, layout, dtype), scoring.temp_bytes()),
     }
     return [{"what": what, "unit": "B", "predicted": a, "actual": b} for what, (a, b) in pairs.items()]

@@ -40,7 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class Subject:
     """An engine and what is known of it before it runs."""
 
-    def __init__(self, args: argparse.Namespace, max_model_len: int, max_num_seqs: int):
+    def __init__(self, args: argparse.Namespace, max_model_len: int, max_num_seqs: int, *, enable_prefix_caching: bool = False):
+        """Without `enable_prefix_caching` prompts that are run again are computed again."""
         if args.virtual_devices:
             virtual_cpu_devices(args.virtual_devices)
         use_compilation_cache(compiled_dir())
@@ -58,7 +59,11 @@ class Subject:
             params = load(checkpoint.source, checkpoint.rules, self.config, layout, args.dtype)
         jax.block_until_ready(params)
         self.engine = Engine(
-            Steps(self.config, layout, args.dtype), params, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+            Steps(self.config, layout, args.dtype),
+            params,
+            pool=self.plan.pool,
+            max_num_seqs=max_num_seqs,
+            enable_prefix_caching=enable_prefix_caching,
         )
         self._ids = 0
 

@@ -51,7 +51,7 @@ def main() -> None:
     if wrong := refusal(args):
         parser.error(wrong)
     max_model_len = args.shared_prefix + args.prompt[1] + args.tokens[1]
-    subject = Subject(args, max_model_len=max_model_len, max_num_seqs=args.max_num_seqs)
+    subject = Subject(args, max_model_len=max_model_len, max_num_seqs=args.max_num_seqs, enable_prefix_caching=True)
     card = subject.cost_card()
     print_card(subject.name, subject.plan, card)
     workload = Workload(args.requests, Lengths(*args.prompt), Lengths(*args.tokens), subject.config.vocab_size, args.rate,
@@ -138,7 +138,8 @@ class Ours:
                     last[i] = now
                     running.remove(i)
         assert [len(s.tokens) for s in sequences] == [r.new_tokens for r in requests], "a request has ended early"
-        return Served([Times(*times) for times in zip(first, last, strict=True)], {})
+        cached_tokens = sum(s.num_shared for s in sequences)
+        return Served([Times(*times) for times in zip(first, last, strict=True)], {"cached_tokens": cached_tokens})
 
 
 def compared(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""The ladder of shapes that programs are compiled for. Plain Python."""
+"""The sizes that shapes are made of. Plain Python."""
 
 from __future__ import annotations
 
-from sharding.padding import round_up
-
-MIN_CHUNK, MAX_CHUNK = 16, 512
+PAGE = 64  # positions of a page of the cache
+TILE = 16  # tokens of one sequence that stand together in a prefill step; a page holds whole tiles
+MAX_STEP_TOKENS = 1024  # tokens of a prefill step on each data shard, by default
 STOP_ID_WIDTH = 8  # stop ids a row, in powers of two from here
 
 
@@ -13,29 +13,13 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def chunk_bucket(tokens: int) -> int:
-    """Length of the program that prefills so many tokens of a prompt."""
-    return min(max(power_of_two(tokens), MIN_CHUNK), MAX_CHUNK)
+def pages_of(tokens: int) -> int:
+    """Pages that hold so many positions."""
+    return -(-tokens // PAGE)
 
 
-def chunk_rungs() -> list[int]:
-    """Every length of such a program."""
-    rungs = [MIN_CHUNK]
-    while rungs[-1] < MAX_CHUNK:
-        rungs.append(2 * rungs[-1])
-    return rungs
-
-
-def cache_length(max_model_len: int, block: int) -> int:
-    """Positions of the longest cache, such that the bucket of no chunk passes its end."""
-    return round_up(max_model_len, max(block, MAX_CHUNK // 2))
-
-
-def length_bucket(length: int, max_length: int, block: int) -> int:
-    """Positions of the cache for sequences up to `length`; `max_length` is a multiple of `block`, as every rung is."""
-    return min(power_of_two(max(length, block)), max_length)
-
-
-def row_bucket(rows: int, max_rows: int, data: int) -> int:
-    """Rows of the cache for so many slots; a multiple of the data axis, as `max_rows` is."""
-    return min(data * power_of_two(-(-rows // data)), max_rows)
+def pages_held(window: int | None, length: int) -> int:
+    """Most pages of a sequence of `length` tokens that layers with this window hold, in a step that takes MAX_STEP_TOKENS."""
+    if window is None:
+        return pages_of(length)
+    return min(pages_of(length), pages_of(window - 1 + MAX_STEP_TOKENS) + 1)  # the first may be left in the middle

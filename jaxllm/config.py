@@ -193,6 +193,11 @@ class ModelConfig:
         ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.kind == "longrope"]
         return min((rope.original_max_position for rope in ropes), default=None)
 
+    @property
+    def keys_depend_on_length(self) -> bool:
+        """Is a token's key turned by how long its row is, and not by its position alone?"""
+        return any(rope is not None and rope.kind == "dynamic" for rope in (self.rope, self.local_rope))
+
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Of the whole model, in order."""

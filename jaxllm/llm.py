@@ -23,6 +23,7 @@ from checkpoints.checkpoint import open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, prepare
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
+from jaxllm.buckets import MAX_STEP_TOKENS, TILE
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
@@ -31,6 +32,7 @@ from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.fair_lock import FairLock
 from jaxllm.generation.engine import Engine
 from jaxllm.generation.request import Request, RequestMaker
+from jaxllm.generation.scheduler import Statistics
 from jaxllm.planning.plan import Run, default_dtype
 from jaxllm.planning.remedies import plan_or_refuse
 from jaxllm.platforms import choices
@@ -80,6 +82,8 @@ class LLM:
       dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, else the checkpoint's (a GPU without bfloat16: float16).
       max_model_len: longest prompt and answer together; None: the model's own, as far as memory allows.
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
+      max_num_batched_tokens: most prompt tokens of one step on each data shard, up to 1024.
+      enable_prefix_caching: requests that begin with the same tokens, in whole pages of 64, compute them once.
       seed: of requests that name none.
       revision: of the model on the hub: a branch, a tag or a commit.
       hf_overrides: laid over the values of config.json.
@@ -105,6 +109,8 @@ class LLM:
         dtype: str | Any | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        enable_prefix_caching: bool = True,
         seed: int | None = 0,
         revision: str | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
@@ -124,6 +130,12 @@ class LLM:
             None if size is None else checks.whole(name, size)
             for name, size in (("max_model_len", max_model_len), ("max_num_seqs", max_num_seqs))
         )
+        self._step_tokens = MAX_STEP_TOKENS
+        if max_num_batched_tokens is not None:
+            self._step_tokens = checks.whole("max_num_batched_tokens", max_num_batched_tokens)
+        if not TILE <= self._step_tokens <= MAX_STEP_TOKENS:
+            raise ValueError(f"max_num_batched_tokens={max_num_batched_tokens}: a number from {TILE} to {MAX_STEP_TOKENS}")
+        self._enable_prefix_caching = enable_prefix_caching
         if generation_config not in ("auto", "vllm"):
             raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
         if checks.text("logprobs_mode", logprobs_mode) not in LOGPROBS_MODES:
@@ -172,8 +184,15 @@ class LLM:
     @cached_property
     def engine(self) -> Engine:
         """What generates."""
-        sizes = {"max_model_len": self.plan.max_model_len, "max_num_seqs": self.plan.max_num_seqs}
-        return Engine(self._steps, self._params.result(), on_program=self._progress.say, **sizes)
+        return Engine(
+            self._steps,
+            self._params.result(),
+            pool=self.plan.pool,
+            max_num_seqs=self.plan.max_num_seqs,
+            max_num_batched_tokens=self._step_tokens,
+            enable_prefix_caching=self._enable_prefix_caching,
+            on_program=self._progress.say,
+        )
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -325,6 +344,11 @@ class LLM:
         """
         live = of_arrays(self.checkpoint, self._params.result(), self.plan.layout, self.plan.dtype)
         convert(prepare(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What generating has done so far: tokens of prompts, how many of them were shared, sequences computed again."""
+        return self.engine.scheduler.statistics
 
     @property
     def compiled(self) -> int:

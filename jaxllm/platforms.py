@@ -23,14 +23,13 @@ class Choices:
         added after them is rounded to their precision. Eight shorter sums halve the error of SmolLM2's logits.
       float32_cache: keep keys and values in float32 whatever the model's dtype: XLA has no 16-bit update in place on a CPU and
         would convert all of the cache, twice, for every token.
-      loops_over_tiles: attention goes over blocks or pairs of tiles in a loop whose length is data. Five times faster on a CPU
-        for a chunk in a cache twice its length; elsewhere each pass would wait for the host.
-      hides_writes: write a cache of one row in a loop of one pass, which XLA does not know: it would fuse the write into each
-        read, and copy the cache for it.
-      square_caches: a cache may have as many rows on a device as blocks: XLA for GPUs keeps the values of all layers a second
-        time then, in another order.
-      blocks_first: of a single query a KV head, the values' product has the blocks as its first dimension: on a GPU XLA makes no
-        matrix product of it, and otherwise copies the values to another order.
+      loops_over_tiles: attention goes over pages or pairs of tiles in a loop whose length is data, and the cache is written row
+        by row. Elsewhere each pass would wait for the host.
+      token_rungs: tokens of the prefill steps' programs on each data shard, below the most that a step takes.
+      row_rungs: rows of the decode steps' programs on each data shard, below the most sequences.
+      width_rungs: pages that the programs' attention reaches, below those of the longest sequence; loops need none.
+      typical_length: tokens of a sequence, on average, that the cache is made for: a host's memory is not ours alone. None: as
+        many as fit.
       tables_as_integers: look tables of 16-bit floats up as integers: of floats XLA's CPU compiler makes a float32 copy in every
         call. To a TPU the integers are the copy.
       few_experts: how the experts of a few tokens run, "one by one" or "with own weights"; see `decoder/moe.py`.
@@ -44,9 +43,10 @@ class Choices:
     sum_splits: int = 1
     float32_cache: bool = False
     loops_over_tiles: bool = False
-    hides_writes: bool = False
-    square_caches: bool = True
-    blocks_first: bool = False
+    token_rungs: tuple[int, ...] = (64, 256)
+    row_rungs: tuple[int, ...] = (1, 8, 64)
+    width_rungs: tuple[int, ...] = (8, 32, 128, 512)
+    typical_length: int | None = None
     tables_as_integers: bool = True
     few_experts: str = "with own weights"
     grouped_products: bool = False
@@ -59,10 +59,12 @@ CPU = Choices(
     sum_splits=8,
     float32_cache=True,
     loops_over_tiles=True,
-    hides_writes=True,
+    token_rungs=(32, 64, 128, 256, 512),
+    row_rungs=(1, 4, 8, 16, 32, 64, 128, 256),
+    typical_length=512,
     few_experts="one by one",
 )
-GPU = Choices(fewest_rows=2, square_caches=False, blocks_first=True, one_round=128)
+GPU = Choices(fewest_rows=2, one_round=128)
 TPU = Choices(tables_as_integers=False, grouped_products=True)
 
 

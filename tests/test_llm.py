@@ -465,6 +465,20 @@ def test_a_folder_without_a_tokenizer_takes_ids_alone(bare: Path) -> None:
             call()
 
 
+def test_what_begins_alike_is_computed_once(bare: Path) -> None:
+    """Samples of one prompt too; and the answers are those without sharing."""
+    options: dict[str, Any] = {"hf_overrides": {"max_position_embeddings": 512}, "max_num_batched_tokens": 32}
+    llm, plain = make(bare, **options), make(bare, **options, enable_prefix_caching=False)
+    beginning, params = [3, 4, 5, 6] * 32, SamplingParams(temperature=0, max_tokens=4)
+    prompts = [[*beginning, 7, 8], [*beginning, 9], beginning[:65]]
+    first, *others = llm.generate(prompts, params)
+    assert [o.num_cached_tokens for o in (first, *others)] == [0, 128, 64]
+    assert [o.outputs[0].token_ids for o in (first, *others)] == [o.outputs[0].token_ids for o in plain.generate(prompts, params)]
+    assert llm.statistics.hit_rate == (128 + 64) / (130 + 129 + 65) and plain.statistics.hit_rate == 0
+    llm.generate([2] * 100, SamplingParams(n=2, seed=1, max_tokens=4))
+    assert llm.statistics.shared_tokens == 128 + 64 + 64
+
+
 BAD_STARTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"devices": 99}, DeviceError, r"99 devices asked for, 8 there \(cpu\): ask for 1 to 8, or call jaxllm.virtual_cpu_devices"),
     ({"devices": 0}, DeviceError, "0 devices asked for"),
@@ -475,6 +489,7 @@ BAD_STARTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_model_len": 10_000}, ValueError, "max_model_len=10000 exceeds the model's context of 64"),
     ({"max_model_len": 0}, ValueError, "max_model_len=0: it must be at least 1"),
     ({"max_num_seqs": 0}, ValueError, "max_num_seqs=0"),
+    ({"max_num_batched_tokens": 5}, ValueError, "max_num_batched_tokens=5: a number from 16 to 1024"),
     ({"seed": -3}, ValueError, "seed=-3"),
     ({"logprobs_mode": "raw"}, RequestError, "logprobs_mode='raw': there are raw_logprobs, processed_logprobs, raw_logits"),
 ]
@@ -494,29 +509,35 @@ def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "remedies"),
     [
-        ({}, ["max_num_seqs=2", "dtype='bfloat16'"]),
-        ({"layout": "replicated", "devices": 2}, ["max_num_seqs=2", "dtype='bfloat16'"]),
-        ({"max_num_seqs": 64, "dtype": "bfloat16"}, ["max_num_seqs=32"]),
+        ({}, ["max_model_len=256", "dtype='bfloat16'"]),
+        ({"layout": "replicated", "devices": 2}, ["max_model_len=256", "dtype='bfloat16'"]),
+        ({"dtype": "bfloat16"}, ["max_model_len=256"]),
     ],
 )
 def test_a_run_that_does_not_fit(
     bare: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], remedies: list[str]
 ) -> None:
+    """Not even the pages of one sequence on each data shard."""
+    options = {"hf_overrides": {"max_position_embeddings": 512}, "max_model_len": 512, "max_num_seqs": 1} | options
     needed = make(bare, **options).plan.nbytes
     monkeypatch.setattr(plan_module, "device_memory", lambda device: int((needed - 1) / MEMORY_UTILIZATION))
     live = len(jax.live_arrays())
     with pytest.raises(DoesNotFitError, match=r"does not fit: layout .* GiB of weights and .* GiB of cache") as found:
         make(bare, **options)
+    assert "a sequence of 512 tokens" in str(found.value)
     assert all(remedy in str(found.value) for remedy in remedies), found.value
     assert len(jax.live_arrays()) == live  # it said so before it took anything
 
 
 def test_what_is_left_open_is_filled_in_as_memory_allows(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
-    for memory in (None, 1 << 40, 1_000_000):
+    plans = [LLM(bare, devices=1).plan]
+    few = int((plans[0].nbytes - plans[0].cache_bytes // 2) / MEMORY_UTILIZATION)
+    for memory in (None, 1 << 40, few):
         monkeypatch.setattr(plan_module, "device_memory", lambda device, memory=memory: memory)
-        rows.append(LLM(bare, devices=1).plan.max_num_seqs)
-    assert rows[0] == rows[1] == 64 and 1 <= rows[2] < 64
+        plans.append(LLM(bare, devices=1).plan)
+    assert {plan.max_num_seqs for plan in plans} == {64}
+    *enough, scarce = [plan.pool.pages[None] for plan in plans]
+    assert set(enough) == {65} and 2 <= scarce < 40
 
 
 # A real model
@@ -531,7 +552,7 @@ def smollm2() -> LLM:
     lines: list[str] = []
     llm = LLM(path, devices=1, max_model_len=256, max_num_seqs=1, progress=Progress(say=lines.append))
     llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0, max_tokens=2))
-    assert lines == ["prefill of 64 tokens, 128 positions", "decode of 1 rows, 128 positions"]
+    assert lines == ["prefill of 64 tokens", "decode of 1 rows"]
     return llm
 
 

@@ -31,6 +31,7 @@ def run_warmup(args: argparse.Namespace) -> int:
     from checkpoints.hub import compiled_dir
     from jaxllm.execution.compile_cache import folder_in_use, use_compilation_cache
     from jaxllm.execution.compile_counter import COUNTER
+    from jaxllm.execution.step_shapes import StepShapes
     from jaxllm.execution.steps import Steps
     from jaxllm.execution.warmup import compile_all, wanted
     from jaxllm.planning.plan import Run, default_dtype
@@ -45,7 +46,8 @@ def run_warmup(args: argparse.Namespace) -> int:
     plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
     steps = Steps(config, plan.layout, plan.dtype)
     started = time.perf_counter()
-    programs = wanted(steps, plan.max_model_len, plan.max_num_seqs, random=not args.greedy)
+    shapes = StepShapes.of(plan.layout.platform, plan.max_model_len, -(-plan.max_num_seqs // plan.layout.data))
+    programs = wanted(steps, plan.pool, shapes, random=not args.greedy)
     with tqdm(total=len(programs), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def done(program: Any) -> None:

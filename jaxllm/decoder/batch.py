@@ -8,21 +8,20 @@ Array = Any  # numpy's on the host, jax's in a jitted program
 
 
 class TokenBatch(NamedTuple):
-    """B rows of T new tokens.
+    """B rows of T new tokens of one sequence each: single ones, or tiles of which several may follow each other in a sequence.
 
     Attributes:
       tokens: [B, T] int32; past a row's own tokens anything.
-      start: [B] int32, position of each row's first new token: how many tokens of it the cache holds.
-      lengths: [B] int32, tokens of the row once these are in, those of later chunks of its prompt included.
-      slots: [B] int32, the cache row of each batch row, counted within its data shard; None: row i is cache row i.
-      valid: [B] bool, rows that may be written; None: all.
+      start: [B] int32, position of each row's first new token. The row stands within one page.
+      lengths: [B] int32, tokens of the row's sequence once these are in, those of later steps of its prompt included.
+      pages: for each group of layers (`cache_spec.windows`) [B, C] int32, the pages of the row's sequence in order, counted
+        within its data shard; a row without a sequence has page 0, which belongs to nobody.
     """
 
     tokens: Array
     start: Array
     lengths: Array
-    slots: Array | None = None
-    valid: Array | None = None
+    pages: tuple[Array, ...]
 
 
 class PackedBatch(NamedTuple):

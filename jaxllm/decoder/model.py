@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import Layer, ModelConfig
-from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec, over_cache
+from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
-from jaxllm.decoder.cache_spec import LayerCache
+from jaxllm.decoder.cache_spec import LayerCache, windows
 from jaxllm.decoder.kv_cache import Cache
 from jaxllm.decoder.layers import dot, param, weight
 from jaxllm.decoder.linear import Linear, Table
 from jaxllm.decoder.mlp import MLP
 from jaxllm.decoder.moe import MixtureOfExperts
 from jaxllm.decoder.norm import Norm
+from jaxllm.decoder.paged_attention import over_pages
 from jaxllm.decoder.rope import rope_angles
 from jaxllm.decoder.tree_attention import over_trees
 from sharding.layout import Layout
@@ -95,8 +96,9 @@ class Decoder(nnx.Module):
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
+        pages = dict(zip(windows(self.config), batch.pages, strict=True))
         pairs = zip(cache, self._attention_specs(), strict=True)
-        attends = [over_cache(self.layout, layer, batch, spec) for layer, spec in pairs]
+        attends = [over_pages(self.layout, layer, batch, pages[spec.window], spec) for layer, spec in pairs]
         return self._run(batch.tokens, positions, batch.lengths, attends, defer_gathers=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:

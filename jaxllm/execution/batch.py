@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxllm.buckets import STOP_ID_WIDTH, power_of_two
+from jaxllm.buckets import STOP_ID_WIDTH, TILE, power_of_two
 from jaxllm.decoder.batch import Array, PackedBatch, TokenBatch
-from jaxllm.decoder.tree_attention import TILE, tile_pairs
+from jaxllm.decoder.tree_attention import TILE as TREE_TILE
+from jaxllm.decoder.tree_attention import tile_pairs
 from sharding.layout import Layout
 
 ALL_LOGPROBS = -1  # as the number of log-probabilities that are asked for
@@ -87,25 +88,27 @@ class SamplingBatch(NamedTuple):
 
 
 class DecodeBatch(NamedTuple):
-    """R rows, all of the cache, that decode several tokens in one call.
+    """R rows that decode several tokens in one call.
 
     Attributes:
       tokens: [R] int32, each row's last token, not yet in the cache.
       position: [R] int32, where it will stand.
+      pages: of each group of layers [R, C] int32, see `TokenBatch`; with room for what the call adds.
       live: [R] bool, rows that decode; the others are carried along.
       remaining: [R] int32, how many tokens the row may still generate.
       sampling: the choice of each row's tokens.
       limit: [] int32, most steps in this call.
-      until_any: [] bool, return as soon as any row has stopped (someone waits for its slot).
+      until_stopped: [] int32, return as soon as so many rows have stopped (someone waits for their place).
     """
 
     tokens: Array
     position: Array
+    pages: tuple[Array, ...]
     live: Array
     remaining: Array
     sampling: SamplingBatch
     limit: Array
-    until_any: Array
+    until_stopped: Array
 
 
 class Logprobs(NamedTuple):
@@ -137,17 +140,27 @@ class Scored(NamedTuple):
     greedy: Array
 
 
-def empty_token_batch(data: int, tokens: int) -> tuple[TokenBatch, np.ndarray]:
-    """Chunks of `tokens` on each of `data` shards with nothing in them, and the index of each one's last token."""
-    start, lengths, slots, last = np.zeros((4, data), np.int32)
-    valid = None if data == 1 else np.zeros(data, bool)
-    return TokenBatch(np.zeros((data, tokens), np.int32), start, lengths, slots, valid), last
+def empty_token_batch(layout: Layout, tokens: int, groups: int, width: int) -> tuple[TokenBatch, np.ndarray]:
+    """A prefill step of `tokens` on each data shard with nothing in it, and room for the tokens to sample after.
+
+    Args:
+      groups: of layers that share pages.
+      width: pages that its attention reaches.
+    """
+    rows = layout.data * tokens // TILE
+    start, lengths = np.zeros((2, rows), np.int32)
+    return TokenBatch(np.zeros((rows, TILE), np.int32), start, lengths, _no_pages(rows, groups, width)), np.zeros(rows, np.int32)
 
 
-def empty_decode_batch(rows: int, sampling: SamplingBatch) -> DecodeBatch:
+def empty_decode_batch(rows: int, groups: int, width: int, sampling: SamplingBatch) -> DecodeBatch:
     """A decode call in which none of `rows` decodes."""
     tokens, position, remaining = np.zeros((3, rows), np.int32)
-    return DecodeBatch(tokens, position, np.zeros(rows, bool), remaining, sampling, np.int32(0), np.bool_(False))
+    pages = _no_pages(rows, groups, width)
+    return DecodeBatch(tokens, position, pages, np.zeros(rows, bool), remaining, sampling, np.int32(0), np.int32(rows + 1))
+
+
+def _no_pages(rows: int, groups: int, width: int) -> tuple[np.ndarray, ...]:
+    return tuple(np.zeros((groups, rows, width), np.int32))
 
 
 def empty_sampling_batch(
@@ -206,7 +219,7 @@ def empty_packed_batch(layout: Layout, length: int, scored: int) -> PackedBatch:
       length: tokens of the row on each data shard.
       scored: most of them that go to the head.
     """
-    data, tiles = layout.data, length // TILE
+    data, tiles = layout.data, length // TREE_TILE
 
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros((data, *shape), np.int32)

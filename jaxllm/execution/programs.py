@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from jax.stages import Compiled, Wrapped
 
+from jaxllm.buckets import PAGE
 from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.cache_spec import padded_length
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.batch import (
     abstract_batch,
     empty_decode_batch,
@@ -38,23 +39,30 @@ class StepProgram(NamedTuple):
         return memory.temp
 
 
-def decode(steps: Steps, rows: int, length: int, *, random: bool = False) -> StepProgram:
-    """The program that decodes `rows` rows over `length` positions.
+def decode(steps: Steps, rows: int, pool: Pool, *, random: bool = False, width: int | None = None) -> StepProgram:
+    """The program that decodes `rows` rows, a multiple of the data axis.
 
-    `rows` is a multiple of the data axis, `length` of the cache's block. `random`: some rows sample.
+    Args:
+      pool: pages of the cache.
+      random: some rows sample.
+      width: pages that attention reaches; None: those of the longest sequence of the pool.
     """
-    batch = empty_decode_batch(rows, empty_sampling_batch(rows, filters=random))
-    length = padded_length(steps.layout, rows, length)
-    args = (steps.abstract_params(), _cache(steps, rows, length), abstract_batch(steps.layout, batch))
-    return StepProgram(f"decode of {rows} rows, {length} positions", steps.decode, args, {})
+    sampling = empty_sampling_batch(rows, filters=random)
+    batch = empty_decode_batch(rows, len(pool.pages), width or pool.width, sampling)
+    args = (steps.abstract_params(), _cache(steps, pool), abstract_batch(steps.layout, batch))
+    return StepProgram(f"decode of {rows} rows{_reach(width)}", steps.decode, args, {})
 
 
-def prefill(steps: Steps, tokens: int, rows: int, length: int, *, random: bool = False) -> StepProgram:
-    """The program that prefills `tokens` of a prompt on each data shard, into a cache of `rows` and `length`."""
-    data = steps.layout.data
-    batch = abstract_batch(steps.layout, (*empty_token_batch(data, tokens), empty_sampling_batch(data, filters=random)))
-    args = (steps.abstract_params(), _cache(steps, rows, length), *batch)
-    return StepProgram(f"prefill of {tokens} tokens, {length} positions", steps.prefill, args, {})
+def prefill(steps: Steps, tokens: int, pool: Pool, *, random: bool = False, width: int | None = None) -> StepProgram:
+    """The program that prefills `tokens` of prompts on each data shard; the rest as of `decode`."""
+    batch, last = empty_token_batch(steps.layout, tokens, len(pool.pages), width or pool.width)
+    batch = abstract_batch(steps.layout, (batch, last, empty_sampling_batch(len(last), filters=random)))
+    args = (steps.abstract_params(), _cache(steps, pool), *batch)
+    return StepProgram(f"prefill of {tokens} tokens{_reach(width)}", steps.prefill, args, {})
+
+
+def _reach(width: int | None) -> str:
+    return "" if width is None else f" up to position {width * PAGE}"
 
 
 def score(steps: Steps, tokens: int, width: int) -> StepProgram:
@@ -66,20 +74,11 @@ def score(steps: Steps, tokens: int, width: int) -> StepProgram:
     return StepProgram(f"score of {tokens} tokens", steps.score, (steps.abstract_params(), batch), {"width": width})
 
 
-def empty_cache(steps: Steps, rows: int, length: int) -> list[StepProgram]:
+def empty_cache(steps: Steps, pool: Pool) -> list[StepProgram]:
     """The programs that make the arrays of an empty cache, one for each shape."""
-    arrays = dict.fromkeys(x for layer in _cache(steps, rows, length) for x in layer)
-    return [StepProgram(f"empty cache of {rows} rows, {length} positions", kv.zeros(x), (), {}) for x in arrays]
+    arrays = dict.fromkeys(x for layer in _cache(steps, pool) for x in layer)
+    return [StepProgram("empty cache", kv.zeros(x), (), {}) for x in arrays]
 
 
-def grown_cache(steps: Steps, old: tuple[int, int], new: tuple[int, int]) -> list[StepProgram]:
-    """The programs that grow a cache from (rows, positions) to others, one for each shape of its arrays."""
-    name = f"growing a cache to {new[0]} rows, {new[1]} positions"
-    layers = zip(_cache(steps, *old), _cache(steps, *new), strict=True)
-    pairs = dict.fromkeys(pair for layer in layers for pair in zip(*layer, strict=True))
-    static = {"layout": steps.layout}
-    return [StepProgram(name, kv.grow, (x,), static | {"shape": y.shape}) for x, y in pairs if x.shape != y.shape]
-
-
-def _cache(steps: Steps, rows: int, length: int) -> kv.Cache:
-    return kv.abstract(steps.cache_specs, steps.layout, rows, length)
+def _cache(steps: Steps, pool: Pool) -> kv.Cache:
+    return kv.abstract(steps.cache_specs, steps.layout, pool.pages)

@@ -117,7 +117,7 @@ def _draw(logits: jax.Array, filters: SamplingFilters, count: jax.Array) -> jax.
     """A token [B] by the row's own random stream, from logits after temperature and filters."""
 
     def noise(seed: jax.Array, count: jax.Array) -> jax.Array:
-        # The stream is the request's own: its seed and how far it has come, never its slot or its neighbours.
+        # The stream is the request's own: its seed and how far it has come, never its row or its neighbours.
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), count), logits.shape[1:], jnp.float32)
 
     return _argmax(logits + jax.vmap(noise)(filters.seed, count))

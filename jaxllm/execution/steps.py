@@ -1,8 +1,8 @@
 """The jitted steps: functions of (parameters, cache, batch) that consume the cache and return it.
 
-Prefill runs one chunk of a prompt a device row and samples from its last position. Decode loops on the device, a token a row
-and step, until its limit, or until the rows have stopped. Parameters are passed as a flat list of leaves; the module's
-structure is fixed here, once.
+Prefill runs tiles of any number of prompts and samples after those that end one. Decode loops on the device, a token a row and
+step, until its limit, or until enough rows have stopped. Parameters are passed as a flat list of leaves; the module's structure
+is fixed here, once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
@@ -102,11 +103,20 @@ class Steps:
         sampling: SamplingBatch,
         top_logprobs: int | None = None,
     ) -> tuple[Cache, Sampled]:
-        """One chunk of B prompts into the cache; tokens sampled after position `last` [B] of the chunk."""
+        """Tiles of prompts into the cache; a token sampled after each of `last` [S], tokens counted within their data shard."""
         model = self.model(leaves)
         hidden, cache = model(batch, cache)
-        final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return cache, self._sample(model, final, sampling, top_logprobs)
+        return cache, self._sample(model, self._pick(hidden, last), sampling, top_logprobs)
+
+    def _pick(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] -> those [S, D] of tokens [S], counted within their data shard."""
+        rows = self.layout.spec(("rows", None, None))
+
+        def local(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+            return jnp.take(hidden.reshape(-1, hidden.shape[-1]), tokens, axis=0, mode="clip")
+
+        picked = self.layout.spec(("rows", None))
+        return jax.shard_map(local, mesh=self.layout.mesh, in_specs=(rows, P("data")), out_specs=picked)(hidden, tokens)
 
     def _sample(self, model: Decoder, hidden: jax.Array, sampling: SamplingBatch, top_logprobs: int | None) -> Sampled:
         # The barrier keeps the sampler from being fused into the head: a row's logits are the same bits however it,
@@ -132,7 +142,7 @@ class Steps:
 
     def _decode_step(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
         """One token for every live row."""
-        tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1)
+        tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1, batch.pages)
         hidden, cache = model(tokens, now.cache)
         sampling = batch.sampling._replace(count=now.generated)
         if sampling.penalties is not None and now.history is not None:
@@ -146,19 +156,19 @@ class Steps:
             step=now.step + 1,
             cache=cache,
             tokens=jnp.where(now.live, new.token, now.tokens),
-            position=now.position + live.astype(jnp.int32),
+            position=now.position + step,  # a row that has stopped writes its last token's keys, where they belong, again
             live=live,
             remaining=remaining,
             generated=now.generated + step,
             history=None if now.history is None else extended(now.history, new.token),
             outputs=jax.tree.map(partial(_put, now.step), now.outputs, new),
-            stopped=now.stopped | jnp.any(now.live & ~live),
+            stopped=now.stopped + jnp.sum(now.live & ~live, dtype=jnp.int32),
         )
 
 
 def _goes_on(batch: DecodeBatch, now: DecodeLoop) -> jax.Array:
     limit = jnp.minimum(batch.limit, now.outputs.token.shape[0])
-    return (now.step < limit) & jnp.any(now.live) & ~(batch.until_any & now.stopped)
+    return (now.step < limit) & jnp.any(now.live) & (now.stopped < batch.until_stopped)
 
 
 def _put(step: jax.Array, outputs: jax.Array, new: jax.Array) -> jax.Array:
@@ -187,5 +197,5 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None, vocab_siz
         generated=jnp.asarray(batch.sampling.count),
         history=None if penalties is None else jax.tree.map(jnp.asarray, penalties.history),
         outputs=Sampled(empty(jnp.int32), logprobs),
-        stopped=jnp.bool_(False),
+        stopped=jnp.int32(0),
     )

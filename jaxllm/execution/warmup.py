@@ -5,30 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
-from jaxllm.buckets import chunk_rungs
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
-from jaxllm.execution.cache_shapes import CacheLadder
 from jaxllm.execution.programs import StepProgram
+from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import Steps
 
 
-def wanted(steps: Steps, max_model_len: int, max_num_seqs: int, *, random: bool = True) -> list[StepProgram]:
-    """Programs for prompts and answers up to `max_model_len` tokens in up to `max_num_seqs` sequences, the smallest first.
+def wanted(steps: Steps, pool: Pool, shapes: StepShapes, *, random: bool = True) -> list[StepProgram]:
+    """Programs for any prompts and answers that the pool's sequences may have.
 
     Greedy decoding's, and with `random` also those that sample. Requests for log-probabilities, penalties and the like have
     programs of their own, which are compiled when they are first needed.
     """
-    ladder = CacheLadder.of(steps.layout, max_num_seqs, max_model_len)
-    found: list[StepProgram] = []
-    for shape, higher in ladder.reachable().items():
-        found += programs.empty_cache(steps, *shape)
-        for target in higher:
-            found += programs.grown_cache(steps, shape, target)
+    found = programs.empty_cache(steps, pool)
+    for width in shapes.widths:
         for sampled in (False, True) if random else (False,):
-            found.append(programs.decode(steps, *shape, random=sampled))
-            chunks = [chunk for chunk in chunk_rungs() if chunk <= shape[1]]
-            found += [programs.prefill(steps, chunk, *shape, random=sampled) for chunk in chunks]
+            how: dict[str, Any] = {"random": sampled, "width": width}
+            found += [programs.decode(steps, rows * steps.layout.data, pool, **how) for rows in shapes.rows]
+            found += [programs.prefill(steps, tokens, pool, **how) for tokens in shapes.tokens]
     return found
 
 

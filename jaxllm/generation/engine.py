@@ -7,18 +7,19 @@ devices is made anew for each step; only the cache stays there.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxllm.buckets import chunk_bucket
+from jaxllm.buckets import MAX_STEP_TOKENS
 from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
-from jaxllm.execution.cache_shapes import CacheLadder
+from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
-from jaxllm.generation.inputs import cache_row, decode_inputs, prefill_inputs
+from jaxllm.generation.inputs import decode_inputs, prefill_inputs
+from jaxllm.generation.pages import PageTable
 from jaxllm.generation.scheduler import Chunk, ScheduledStep, Scheduler
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
@@ -27,91 +28,90 @@ from sharding.mesh import to_devices, to_host
 
 
 class Engine:
-    """Continuous batching over a dense cache of one model."""
+    """Continuous batching over the pages of one model's cache."""
 
     def __init__(
         self,
         steps: Steps,
         params: list[jax.Array],
         *,
-        max_model_len: int,
+        pool: Pool,
         max_num_seqs: int,
+        max_num_batched_tokens: int = MAX_STEP_TOKENS,
+        enable_prefix_caching: bool = True,
         on_program: Callable[[str], None] = lambda name: None,
     ):
         """`on_program` is called with a program's name before its first use, which may compile it."""
-        self.steps, self.params = steps, params
+        self.steps, self.params, self.pool = steps, params, pool
         self.config, self.layout = steps.config, steps.layout
-        self.ladder = CacheLadder.of(self.layout, max_num_seqs, max_model_len)
-        self.max_length = self.ladder.max_length
-        self.scheduler = Scheduler(max_num_seqs, self.layout.data, self.config.short_context)
+        rows = -(-max_num_seqs // self.layout.data)
+        self.shapes = StepShapes.of(self.layout.platform, pool.max_model_len, rows, max_num_batched_tokens)
+        sharing = enable_prefix_caching and not self.config.keys_depend_on_length
+        tables = [PageTable(pool.pages, sharing=sharing) for _ in range(self.layout.data)]
+        self.scheduler = Scheduler(max_num_seqs, tables, self.shapes, self.config.short_context)
         self.cache: kv.Cache = []
-        self.rows = self.length = 0  # 0: nothing is in it
-        self.made = (0, 0)  # rows and positions of its arrays
         self.on_program = on_program
         self.programs: set[tuple[Any, ...]] = set()
 
     def step(self, max_tokens: int = MAX_STEPS) -> None:
-        """Run one step: a chunk of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills."""
-        self.scheduler.release_finished()  # those that their callers ended
-        if not self.scheduler.running:
-            self.rows = self.length = 0  # the next burst sizes the cache anew
+        """Run one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills."""
         step = self.scheduler.schedule(min(max_tokens, MAX_STEPS))
-        if step.prefill:
-            self._prefill(step.prefill)
-        elif step.decode:
-            self._decode(step)
+        try:
+            if step.prefill:
+                self._prefill(step.prefill)
+            elif step.decode:
+                self._decode(step)
+        except BaseException:
+            self.scheduler.undo(step)
+            raise
         self.scheduler.release_finished()
 
     def drop_cancelled(self) -> None:
-        """Free the slots of cancelled sequences now. Called too when a step was interrupted: where that lost the cache, every
+        """Free the pages of cancelled sequences now. Called too when a step was interrupted: where that lost the cache, every
         sequence that had tokens in it is cancelled.
         """
         if self._cache_is_lost():
-            self.rows = self.length = 0
             self.cache = []
-            for sequence in self.scheduler.running.values():
+            for table in self.scheduler.tables:
+                table.clear()
+            for sequence in self.scheduler.running:
                 if sequence.cached:
                     self.scheduler.cancel(sequence.id)
         self.scheduler.release_finished()
 
     def _cache_is_lost(self) -> bool:
         arrays = [array for layer in self.cache for array in layer]
-        whole = len(self.cache) == self.config.num_layers and not any(array.is_deleted() for array in arrays)
-        return not whole or self.made != (self.rows, self.length)
+        return len(self.cache) != self.config.num_layers or any(array.is_deleted() for array in arrays)
 
     def _prefill(self, chunks: tuple[Chunk, ...]) -> None:
         """The last chunk of a prompt yields its first token."""
-        size = chunk_bucket(chunks[0].length)
-        self._fit_cache(max(chunk.start for chunk in chunks) + size)
+        placed = prefill_inputs(chunks, self.layout, self.shapes, len(self.pool.pages), self.config.vocab_size)
         top_logprobs = _top_logprobs([chunk.sequence for chunk in chunks])
-        args = self._to_devices(prefill_inputs(chunks, self.layout.data, self.config.vocab_size))
-        self._announce(f"prefill of {size} tokens", args, top_logprobs)
-        self.cache, sampled = self.steps.prefill(self.params, self.cache, *args, top_logprobs=top_logprobs)
-        last = [chunk.sequence for chunk in chunks if chunk.is_last]
+        batch, args = placed.batch[0], self._to_devices(placed.batch)
+        self._announce(f"prefill of {batch.tokens.size // self.layout.data} tokens", args, top_logprobs)
+        self.cache, sampled = self.steps.prefill(self.params, self._cache(), *args, top_logprobs=top_logprobs)
+        host = to_host(sampled) if placed.rows else None
         for chunk in chunks:
             chunk.sequence.cached += chunk.length
-        if last:
-            host = to_host(sampled)
-            for sequence in last:
-                self._append(sequence, host, (self.scheduler.data_shard(sequence),))
+        for sequence, row in placed.rows:
+            assert host is not None
+            self._append(sequence, host, (row,))
 
     def _decode(self, step: ScheduledStep) -> None:
-        running = list(self.scheduler.running.values())
-        deepest = max(sequence.cached for sequence in running)
-        self._fit_cache(min(deepest + step.max_tokens, self.max_length))
-        step = replace(step, max_tokens=min(step.max_tokens, self.length - deepest))
-        top_logprobs = _top_logprobs(step.decode)
-        batch = self._to_devices(decode_inputs(step, running, self.rows, self.layout.data, self.config.vocab_size))
-        self._announce(f"decode of {self.rows} rows", batch, top_logprobs)
-        self.cache, sampled, taken = self.steps.decode(self.params, self.cache, batch, top_logprobs=top_logprobs)
+        placed = decode_inputs(step, self.layout, self.shapes, len(self.pool.pages), self.config.vocab_size)
+        top_logprobs, batch = _top_logprobs(step.decode), self._to_devices(placed.batch)
+        self._announce(f"decode of {len(placed.batch.tokens)} rows", batch, top_logprobs)
+        self.cache, sampled, taken = self.steps.decode(self.params, self._cache(), batch, top_logprobs=top_logprobs)
         host, steps = to_host((sampled, taken))
-        for sequence in step.decode:
-            assert sequence.slot is not None
-            row = cache_row(sequence.slot, self.rows, self.layout.data)
+        for sequence, row in placed.rows:
             for at in range(int(steps)):
                 if sequence.finish_reason is None:
                     sequence.cached += 1
                     self._append(sequence, host, (at, row))
+
+    def _cache(self) -> kv.Cache:
+        """The cache, which is made before its first use."""
+        return self.cache or kv.init(self.steps.cache_specs, self.layout, self.pool.pages)
 
     def _append(self, sequence: Sequence, sampled: Sampled, at: tuple[int, ...]) -> None:
         """Give a sequence the token, and the log-probabilities it asked for, found at `at`."""
@@ -123,25 +123,10 @@ class Engine:
 
     def _announce(self, name: str, args: Any, top_logprobs: int | None) -> None:
         shapes = tuple(x.shape for x in jax.tree.leaves(args))
-        key = (name, self.rows, self.length, jax.tree.structure(args), shapes, top_logprobs)
+        key = (name, jax.tree.structure(args), shapes, top_logprobs)
         if key not in self.programs:
             self.programs.add(key)
-            self.on_program(f"{name}, {self.length} positions")
-
-    def _fit_cache(self, length: int) -> None:
-        """Give the cache enough rows for every slot in use and at least `length` positions."""
-        slots = max(self.scheduler.running) + 1
-        if self.rows == 0:
-            shape = self.ladder.shape(slots, length)
-            if not self.cache or shape != self.made:
-                self.cache = []  # freed before the next one is made
-                self.cache = kv.init(self.steps.cache_specs, self.layout, *shape)
-            self.rows, self.length = self.made = shape
-        for shape in self.ladder.climb((self.rows, self.length), slots, length):
-            shapes = kv.abstract(self.steps.cache_specs, self.layout, *shape)
-            self.made = (0, 0)  # neither as before nor as it will be
-            self.cache = kv.resize(self.cache, self.layout, shapes)
-            self.rows, self.length = self.made = shape
+            self.on_program(name)
 
 
 def _top_logprobs(sequences: Collection[Sequence]) -> int | None:

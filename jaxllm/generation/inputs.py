@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.buckets import chunk_bucket
-from jaxllm.decoder.batch import TokenBatch
+from jaxllm.buckets import TILE
 from jaxllm.execution.batch import (
-    DecodeBatch,
     LogitsPenalties,
     SamplingBatch,
     SamplingFilters,
@@ -17,54 +16,76 @@ from jaxllm.execution.batch import (
     empty_sampling_batch,
     empty_token_batch,
 )
+from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.generation.scheduler import Chunk, ScheduledStep
 from jaxllm.generation.sequence import Sequence
+from sharding.layout import Layout
 
 
-def cache_row(slot: int, rows: int, data: int) -> int:
-    """The row of a cache of `rows` that belongs to a slot: slots are dealt out over the data shards in turn."""
-    return slot % data * (rows // data) + slot // data
+class Placed(NamedTuple):
+    """What a step takes beside the parameters and the cache, and which row of its samples is whose."""
+
+    batch: Any
+    rows: list[tuple[Sequence, int]]
 
 
-def prefill_inputs(chunks: Listed[Chunk], data: int, vocab_size: int) -> tuple[TokenBatch, np.ndarray, SamplingBatch]:
-    """What `Steps.prefill` takes beside the parameters and the cache: a chunk on each data shard, or none."""
-    batch, last = empty_token_batch(data, chunk_bucket(chunks[0].length))
-    # Of shards that have no chunk, the farthest: blocks of the cache before it are skipped.
-    batch.start[:] = max(chunk.start for chunk in chunks)
-    sequences: list[Sequence | None] = [None] * data
+def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, groups: int, vocab_size: int) -> Placed:
+    """The batch is (token batch, tokens to sample after, sampling batch). `groups`: of layers that share pages."""
+    used, samples = [0] * layout.data, [0] * layout.data  # rows and samples so far, on each data shard
     for chunk in chunks:
-        sequence = chunk.sequence
-        assert sequence.slot is not None and batch.slots is not None
-        shard = sequence.slot % data
-        sequences[shard] = sequence
-        batch.tokens[shard, : chunk.length] = chunk.tokens
-        batch.start[shard], batch.lengths[shard] = chunk.start, len(sequence.prefill_tokens)
-        batch.slots[shard], last[shard] = sequence.slot // data, chunk.length - 1
-        if batch.valid is not None:
-            batch.valid[shard] = True
-    return batch, last, sampling_inputs(sequences, vocab_size)
+        used[chunk.sequence.shard] += -(-chunk.length // TILE)
+    size = next(n for n in shapes.tokens if n >= TILE * max(used))
+    width = shapes.width_for(max(chunk.start + chunk.length for chunk in chunks))
+    batch, last = empty_token_batch(layout, size, groups, width)
+    per_shard, placed = size // TILE, []
+    sequences: list[Sequence | None] = [None] * len(last)
+    used = [0] * layout.data
+    for chunk in chunks:
+        sequence, shard = chunk.sequence, chunk.sequence.shard
+        first, tiles = shard * per_shard + used[shard], -(-chunk.length // TILE)
+        batch.tokens[first : first + tiles].reshape(-1)[: chunk.length] = chunk.tokens
+        batch.start[first : first + tiles] = chunk.start + TILE * np.arange(tiles)
+        batch.lengths[first : first + tiles] = len(sequence.prefill_tokens)
+        _fill_pages(batch.pages, slice(first, first + tiles), sequence, width)
+        if chunk.is_last:
+            row = shard * per_shard + samples[shard]
+            last[row] = used[shard] * TILE + chunk.length - 1
+            sequences[row] = sequence
+            placed.append((sequence, row))
+            samples[shard] += 1
+        used[shard] += tiles
+    sampling = sampling_inputs(sequences, [chunk.sequence for chunk in chunks], vocab_size)
+    return Placed((batch, last, sampling), placed)
 
 
-def decode_inputs(step: ScheduledStep, running: Listed[Sequence], rows: int, data: int, vocab_size: int) -> DecodeBatch:
-    """What `Steps.decode` takes beside the parameters and a cache of `rows`."""
-    sequences: list[Sequence | None] = [None] * rows
-    for sequence in step.decode:
-        assert sequence.slot is not None
-        sequences[cache_row(sequence.slot, rows, data)] = sequence
-    batch = empty_decode_batch(rows, sampling_inputs(sequences, vocab_size))
-    for sequence in running:
-        # A row in the middle of its prompt is carried along: what it writes is overwritten by its next chunk.
-        assert sequence.slot is not None
-        batch.position[cache_row(sequence.slot, rows, data)] = sequence.cached
-    for row, decoding in enumerate(sequences):
-        if decoding is not None:
-            batch.live[row], batch.tokens[row], batch.remaining[row] = True, decoding.tokens[-1], decoding.remaining
-    return batch._replace(limit=np.int32(step.max_tokens), until_any=np.bool_(step.until_any))
+def decode_inputs(step: ScheduledStep, layout: Layout, shapes: StepShapes, groups: int, vocab_size: int) -> Placed:
+    """The batch is a `DecodeBatch`: the rows of each data shard stand together."""
+    shards = [[s for s in step.decode if s.shard == shard] for shard in range(layout.data)]
+    per_shard = shapes.rows_for(max(map(len, shards)))
+    placed = [(s, shard * per_shard + i) for shard, here in enumerate(shards) for i, s in enumerate(here)]
+    sequences: list[Sequence | None] = [None] * (per_shard * layout.data)
+    for sequence, row in placed:
+        sequences[row] = sequence
+    width = shapes.width_for(max(s.cached + min(step.max_tokens, s.remaining) for s in step.decode))
+    sampling = sampling_inputs(sequences, step.decode, vocab_size)
+    batch = empty_decode_batch(len(sequences), groups, width, sampling)
+    for sequence, row in placed:
+        batch.live[row], batch.tokens[row], batch.remaining[row] = True, sequence.tokens[-1], sequence.remaining
+        batch.position[row] = sequence.cached
+        _fill_pages(batch.pages, slice(row, row + 1), sequence, width)
+    if step.until_stopped is not None:
+        batch = batch._replace(until_stopped=np.int32(step.until_stopped))
+    return Placed(batch._replace(limit=np.int32(step.max_tokens)), placed)
 
 
-def sampling_inputs(sequences: Listed[Sequence | None], vocab_size: int) -> SamplingBatch:
-    """How each row chooses its next token; rows without a sequence choose anything."""
-    here = [s for s in sequences if s is not None]
+def _fill_pages(pages: tuple[np.ndarray, ...], rows: slice, sequence: Sequence, width: int) -> None:
+    assert sequence.held is not None
+    for array, held in zip(pages, sequence.held.pages, strict=True):
+        array[rows, : len(held)] = held[:width]
+
+
+def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], vocab_size: int) -> SamplingBatch:
+    """How each row chooses its next token; rows without a sequence choose anything. `here`: whose wishes the program follows."""
     batch = empty_sampling_batch(
         len(sequences),
         max(len(s.stop_ids) for s in here),

@@ -54,8 +54,8 @@ class Sample:
 
     @property
     def started(self) -> bool:
-        """Has it had a slot?"""
-        return self.sequence.slot is not None or self.finished
+        """Has it run?"""
+        return bool(self.sequence.tokens) or self.sequence.held is not None or self.finished
 
     @property
     def finished(self) -> bool:
@@ -98,7 +98,8 @@ class Request:
         return all(sample.finished for sample in self.samples)
 
     def output(self) -> RequestOutput:
-        return RequestOutput(self.id, self.prompt, self.ids, [s.output(i) for i, s in enumerate(self.samples)])
+        outputs = [s.output(i) for i, s in enumerate(self.samples)]
+        return RequestOutput(self.id, self.prompt, self.ids, outputs, self.samples[0].sequence.num_shared)
 
 
 class RequestMaker:

@@ -1,4 +1,4 @@
-"""What each step holds: who has a slot, whose prompt is prefilled, who decodes, and how a sequence ends.
+"""What each step holds: who runs, whose prompts are prefilled, who decodes, which pages they hold, and how a sequence ends.
 
 Plain Python: no array, no device.
 """
@@ -9,17 +9,22 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxllm.buckets import MAX_CHUNK, chunk_bucket
+from jaxllm.buckets import PAGE, TILE
+from jaxllm.execution.step_shapes import StepShapes
+from jaxllm.generation.pages import ROOT, PageTable
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
+from sharding.padding import round_up
 
-PREFILL_BUDGET = 2048  # prompt tokens between two decode calls, while rows wait to decode
+PREFILL_BUDGET = 2048  # prompt tokens on a data shard between two decode calls, while rows wait to decode
+RETURN_AT = 8  # while others wait, a decode call returns when one in so many rows has stopped
+LONG = -1  # root of the pages of sequences past longrope's short context
 
 Choices = dict[int, Logprob]
 
 
 class Chunk(NamedTuple):
-    """Tokens [start, start + length) of a sequence's `prefill_tokens`."""
+    """Tokens [start, start + length) of a sequence's `prefill_tokens`; `start` is a multiple of TILE."""
 
     sequence: Sequence
     start: int
@@ -40,29 +45,50 @@ class ScheduledStep:
     """One call of the device: chunks of prompts, or decoding. With neither, nobody is ready.
 
     Attributes:
-      prefill: chunks on different data shards, all of the same bucket.
-      decode: sequences that gain up to `max_tokens` tokens each; the call returns as soon as one has ended if `until_any`.
+      prefill: chunks of any number of sequences.
+      decode: sequences that gain up to `max_tokens` tokens each; the call returns as soon as `until_stopped` have ended.
     """
 
     prefill: tuple[Chunk, ...] = ()
     decode: tuple[Sequence, ...] = ()
     max_tokens: int = 0
-    until_any: bool = False
+    until_stopped: int | None = None
+
+
+@dataclass
+class Statistics:
+    """What a scheduler has done so far.
+
+    Attributes:
+      prompt_tokens: of all sequences that ran; `shared_tokens` of them were in the cache already.
+      preempted: how often a sequence gave its pages back, to be computed again.
+    """
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    preempted: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """The part of the prompts' tokens that were shared."""
+        return self.shared_tokens / max(self.prompt_tokens, 1)
 
 
 class Scheduler:
-    """First come, first served.
+    """First come, first served. Where pages are short, who came last gives its own back and waits to be computed again.
 
     Args:
-      max_slots: sequences that run at once.
-      data_shards: slots are dealt out over them in turn; a prefill step takes a chunk on each.
+      max_num_seqs: sequences that run at once.
+      tables: the pages of each data shard.
+      shapes: of the steps.
       short_context: tokens up to which a cache is of use that was filled before there were more (longrope); None: always.
     """
 
-    def __init__(self, max_slots: int, data_shards: int = 1, short_context: int | None = None):
-        self.max_slots, self.data_shards, self.short_context = max_slots, data_shards, short_context
+    def __init__(self, max_num_seqs: int, tables: list[PageTable], shapes: StepShapes, short_context: int | None = None):
+        self.max_num_seqs, self.tables, self.shapes, self.short_context = max_num_seqs, tables, shapes, short_context
         self.waiting: deque[Sequence] = deque()
-        self.running: dict[int, Sequence] = {}
+        self.running: list[Sequence] = []  # in the order of their coming
+        self.statistics = Statistics()
         self._prefilled = 0  # tokens since the last decode call
 
     @property
@@ -70,13 +96,8 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
-    def prefilling(self) -> list[Sequence]:
-        """Sequences in a slot whose `prefill_tokens` are not all in the cache, oldest first."""
-        return sorted((s for s in self.running.values() if s.prefilling), key=lambda s: s.id)
-
-    @property
     def decoding(self) -> list[Sequence]:
-        return [s for s in self.running.values() if not s.prefilling and s.finish_reason is None]
+        return [s for s in self.running if not s.prefilling and s.finish_reason is None]
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -87,22 +108,20 @@ class Scheduler:
         Prompts go first, up to a budget while others wait to decode.
         """
         self.release_finished()
-        self.admit()
         for sequence in self.decoding:
             if not self._steps_left(sequence, 1):
-                sequence.reset_for_recompute()
-        prefilling, decoding = self.prefilling, self.decoding
-        if not decoding:
+                self.preempt(sequence)
+        if not self.decoding:
             self._prefilled = 0
-        if prefilling and (self._prefilled < PREFILL_BUDGET or not max_tokens):
-            chunks = self._chunks(prefilling)
-            self._prefilled += sum(chunk.length for chunk in chunks)
-            return ScheduledStep(prefill=chunks)
-        if not decoding or not max_tokens:
+        if self._prefilled < PREFILL_BUDGET or not max_tokens:
+            chunks = self._chunks()
+            if chunks:
+                self._prefilled += sum(chunk.length for chunk in chunks) // len(self.tables)
+                return ScheduledStep(prefill=chunks)
+        if not max_tokens:
             return ScheduledStep()
         self._prefilled = 0
-        most = min(self._steps_left(sequence, max_tokens) for sequence in decoding)
-        return ScheduledStep(decode=tuple(decoding), max_tokens=most, until_any=bool(self.waiting or prefilling))
+        return self._decode(max_tokens)
 
     def append(self, sequence: Sequence, token: int, choices: Choices | None) -> None:
         """Take a generated token; a stop id ends the sequence, and its limit does."""
@@ -115,50 +134,161 @@ class Scheduler:
             self.finish(sequence, "length")
 
     def finish(self, sequence: Sequence, reason: str, stop_reason: int | str | None = None, keep: int | None = None) -> None:
-        """End a sequence, with the first `keep` of its tokens. Its slot is free from the next step on."""
+        """End a sequence, with the first `keep` of its tokens. Its pages are free from the next step on."""
         if keep is not None:
             del sequence.tokens[keep:], sequence.logprobs[keep:]
         sequence.finish_reason, sequence.stop_reason = reason, stop_reason
 
     def cancel(self, id: int) -> None:
         """End a sequence where it stands. Nothing happens if it has ended already."""
-        for sequence in [*self.waiting, *self.running.values()]:
+        for sequence in [*self.waiting, *self.running]:
             if sequence.id == id and sequence.finish_reason is None:
                 self.finish(sequence, "cancelled")
         self.waiting = deque(s for s in self.waiting if s.finish_reason is None)
 
-    def admit(self) -> None:
-        """Give free slots, lowest first, to those who have waited longest."""
-        free = (slot for slot in range(self.max_slots) if slot not in self.running)
-        for slot in list(free)[: len(self.waiting)]:
-            sequence = self.waiting.popleft()
-            sequence.slot = slot
-            self.running[slot] = sequence
-
     def release_finished(self) -> list[Sequence]:
-        """Take the finished sequences out of their slots."""
-        done = [s for s in self.running.values() if s.finish_reason is not None]
+        """Take the finished sequences out, and their pages back."""
+        done = [s for s in self.running if s.finish_reason is not None]
         for sequence in done:
-            assert sequence.slot is not None
-            del self.running[sequence.slot]
-            sequence.slot = None
+            self._leave(sequence)
         return done
 
-    def data_shard(self, sequence: Sequence) -> int:
-        """The part of the `data` axis whose cache holds the sequence."""
-        assert sequence.slot is not None
-        return sequence.slot % self.data_shards
+    def preempt(self, sequence: Sequence, *, whole: bool = True) -> None:
+        """Take a sequence's pages back; it is the next to be admitted. `whole`: they hold what they should."""
+        self.statistics.preempted += 1
+        self._leave(sequence, whole=whole)
+        sequence.reset_for_recompute()
+        self.waiting.appendleft(sequence)
 
-    def _chunks(self, prefilling: list[Sequence]) -> tuple[Chunk, ...]:
-        """A chunk of the oldest sequence and, on other data shards, of others whose chunk runs in the same program."""
-        chunks: dict[int, Chunk] = {}
-        bucket = 0
+    def undo(self, step: ScheduledStep) -> None:
+        """A step did not run to its end: what its chunks' pages were to hold is not there."""
+        for table in self.tables:
+            table.clear()
+        for chunk in reversed(step.prefill):
+            if chunk.sequence in self.running:
+                self.preempt(chunk.sequence, whole=False)
+
+    def check_integrity(self) -> None:
+        """Every page is accounted for. Raises AssertionError."""
+        for shard, table in enumerate(self.tables):
+            table.check_integrity(s.held for s in self.running if s.held is not None and s.shard == shard)
+
+    def _leave(self, sequence: Sequence, *, whole: bool = True) -> None:
+        self.running.remove(sequence)
+        if sequence.held is not None:
+            table, tokens = self.tables[sequence.shard], sequence.prompt + sequence.tokens
+            if whole:
+                table.know(sequence.held, tokens, min(sequence.cached, len(tokens)))
+            table.release(sequence.held)
+            sequence.held = None
+
+    # Prompts
+
+    def _chunks(self) -> tuple[Chunk, ...]:
+        """Chunks of those that are being prefilled, then of those that wait, as many tokens as a step is to have."""
+        prefilling = [s for s in self.running if s.prefilling and s.finish_reason is None]
+        room = [self._step_tokens(prefilling)] * len(self.tables)
+        chunks = []
         for sequence in prefilling:
-            length = min(len(sequence.prefill_tokens) - sequence.cached, MAX_CHUNK)
-            bucket = bucket or chunk_bucket(length)
-            if chunk_bucket(length) == bucket:
-                chunks.setdefault(self.data_shard(sequence), Chunk(sequence, sequence.cached, length))
-        return tuple(chunks.values())
+            if (chunk := self._chunk(sequence, room)) is not None:
+                chunks.append(chunk)
+        while self.waiting and len(self.running) < self.max_num_seqs:
+            if (chunk := self._admit(self.waiting[0], room)) is None:
+                break
+            chunks.append(chunk)
+        return tuple(chunks)
+
+    def _step_tokens(self, prefilling: list[Sequence]) -> int:
+        """Tokens of the step on each data shard, as far as can be known before pages are shared."""
+        tokens, most = 0, self.shapes.tokens[-1] * len(self.tables)
+        places = self.max_num_seqs - len(self.running)
+        for sequence in [*prefilling, *(s for s, _ in zip(self.waiting, range(places), strict=False))]:
+            tokens += round_up(len(sequence.prefill_tokens) - sequence.cached, TILE)
+            if tokens >= most:
+                break
+        return self.shapes.tokens_for(min(-(-tokens // len(self.tables)), self.shapes.tokens[-1]))
+
+    def _admit(self, sequence: Sequence, room: list[int]) -> Chunk | None:
+        """Let a sequence run with the pages it finds, on the data shard that has fewest; None where there is no room."""
+        tokens = sequence.prefill_tokens
+        here = [sum(s.shard == shard for s in self.running) for shard in range(len(self.tables))]
+        open_shards = [shard for shard in range(len(self.tables)) if room[shard] >= TILE and here[shard] < self.shapes.rows[-1]]
+        if not open_shards:
+            return None
+        found = {shard: self.tables[shard].find(tokens, self._root(sequence)) for shard in open_shards}
+        shard = min(open_shards, key=lambda shard: (here[shard], -len(found[shard])))
+        table = self.tables[shard]
+        held = table.begin(found[shard])
+        if not table.has(table.missing(held, len(tokens) + 1)):
+            table.release(held)
+            return None
+        sequence.held, sequence.shard, sequence.cached = held, shard, (len(found[shard]) - 1) * PAGE
+        if not sequence.num_recomputed:
+            sequence.num_shared = sequence.cached
+            self.statistics.prompt_tokens += len(sequence.prompt)
+            self.statistics.shared_tokens += sequence.cached
+        self.waiting.popleft()
+        self.running.append(sequence)
+        return self._chunk(sequence, room)
+
+    def _chunk(self, sequence: Sequence, room: list[int]) -> Chunk | None:
+        """The next chunk of a sequence, with pages to hold it, as far as there is `room` on its data shard."""
+        start, left = sequence.cached, len(sequence.prefill_tokens) - sequence.cached
+        length = min(left, room[sequence.shard])
+        table, held = self.tables[sequence.shard], sequence.held
+        assert held is not None
+        if length <= 0:
+            return None
+        table.leave_window(held, start)
+        if not table.has(table.missing(held, start + length)):
+            return None
+        table.extend(held, start + length)
+        # Known from now on: what follows in the same step is written before any row reads.
+        table.know(held, sequence.prefill_tokens, start + length)
+        room[sequence.shard] -= round_up(length, TILE)
+        return Chunk(sequence, start, length)
+
+    def _root(self, sequence: Sequence) -> int:
+        """The root of its pages in the tree."""
+        return LONG if self.short_context is not None and len(sequence.prefill_tokens) > self.short_context else ROOT
+
+    # Decoding
+
+    def _decode(self, max_tokens: int) -> ScheduledStep:
+        """A decode call for all that are ready, with pages for what it adds; who came last waits where they do not suffice."""
+        while decoding := self.decoding:
+            tokens = min(self._steps_left(sequence, max_tokens) for sequence in decoding)
+            while tokens and not self._has_room(decoding, tokens):
+                tokens //= 2
+            if tokens:
+                break
+            self.preempt(self.running[-1])
+        if not decoding:
+            return ScheduledStep()
+        for sequence in decoding:
+            assert sequence.held is not None
+            self.tables[sequence.shard].extend(sequence.held, self._length_after(sequence, tokens))
+        others = self.waiting or len(decoding) < len(self.running)
+        return ScheduledStep(
+            decode=tuple(decoding), max_tokens=tokens, until_stopped=-(-len(decoding) // RETURN_AT) if others else None
+        )
+
+    def _has_room(self, decoding: list[Sequence], tokens: int) -> bool:
+        """Are there free pages on each data shard for so many more tokens a row?"""
+        for shard, table in enumerate(self.tables):
+            wanted = [0] * len(table.pools)
+            for sequence in decoding:
+                if sequence.shard == shard and sequence.held is not None:
+                    table.leave_window(sequence.held, sequence.cached)
+                    for group, n in enumerate(table.missing(sequence.held, self._length_after(sequence, tokens))):
+                        wanted[group] += n
+            if not table.has(wanted):
+                return False
+        return True
+
+    def _length_after(self, sequence: Sequence, tokens: int) -> int:
+        """Tokens in its pages after so many decode steps, of which it takes no more than remain."""
+        return sequence.cached + min(tokens, sequence.remaining)
 
     def _steps_left(self, sequence: Sequence, most: int) -> int:
         """Tokens, at most `most`, it can gain with its cache: past longrope's short context all keys are rotated otherwise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jaxllm.generation.pages import HeldPages
 from jaxllm.requests.outputs import Logprob
 from jaxllm.requests.sampling_params import SamplingParams
 
@@ -12,9 +13,9 @@ from jaxllm.requests.sampling_params import SamplingParams
 class Sequence:
     """The tokens of a sample, and how far the engine has come with them. The scheduler alone writes how it ends.
 
-    Its cache holds the first `cached` of its tokens; the last token it generated is never in there. Where the cache had to be
-    computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. No token that completes one of
-    `bad_words` is generated.
+    Its pages, on data shard `shard`, hold the first `cached` of its tokens; the last token it generated is never in there. Where
+    they had to be computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. `num_shared` tokens of
+    the prompt were there before it came. No token that completes one of `bad_words` is generated.
     """
 
     id: int
@@ -28,7 +29,9 @@ class Sequence:
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cached: int = 0
     num_recomputed: int = 0
-    slot: int | None = None
+    num_shared: int = 0
+    held: HeldPages | None = None
+    shard: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -47,5 +50,5 @@ class Sequence:
         return self.max_tokens - len(self.tokens)
 
     def reset_for_recompute(self) -> None:
-        """All its tokens will be prefilled again."""
-        self.cached, self.num_recomputed = 0, len(self.tokens)
+        """All its tokens will be prefilled again, into other pages."""
+        self.cached, self.num_recomputed, self.held = 0, len(self.tokens), None

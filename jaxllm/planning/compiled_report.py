@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxllm.buckets import MAX_CHUNK, cache_length
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.cache_spec import BLOCK
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
@@ -18,7 +17,8 @@ from sharding.hlo import COLLECTIVES, HloProgram, analyse
 from sharding.layout import Layout
 
 WIDTH = 8  # tiles that a tile of a scoring step sees, as most do
-BATCHES = (1, 8)
+BATCHES = (1, 8)  # on each data shard
+PROMPT = 512  # tokens
 PROGRAMS = 2 + len(BATCHES)  # a layout
 SMALL = 1 << 20  # bytes; copies below are none of a weight
 
@@ -60,10 +60,10 @@ def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callabl
     Raises RuntimeError where the devices' compiler is missing.
     """
     steps = Steps(config, layout, dtype)
-    context = cache_length(min(CONTEXT, config.max_position), BLOCK)
-    rows = [batch * layout.data for batch in BATCHES]
-    wanted = [programs.prefill(steps, min(MAX_CHUNK, context), rows[0], context)]
-    wanted += [programs.decode(steps, n, context) for n in rows]
+    context = min(CONTEXT, config.max_position)
+    pool = Pool.of(config, context, max(BATCHES) * context, max(BATCHES))
+    wanted = [programs.prefill(steps, PROMPT, pool)]
+    wanted += [programs.decode(steps, batch * layout.data, pool) for batch in BATCHES]
     platform = choices(layout.platform)
     wanted += [programs.score(steps, platform.scoring_row, 0 if platform.loops_over_tiles else WIDTH)]
     found = []

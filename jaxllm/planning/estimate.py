@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.moe import products
-from jaxllm.planning.plan import CONTEXT, Run, cache_bytes, find_plan, layouts, weight_bytes
+from jaxllm.planning.plan import CONTEXT, Run, cache_bytes, find_plan, largest, layouts, weight_bytes
 from jaxllm.planning.roofline import decode_step, prefill_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
 from jaxllm.platforms import choices
@@ -20,7 +18,7 @@ from sharding.layout import Layout, make_layout
 
 BATCHES = (1, 8, 64)
 HELLASWAG = 1_758_791  # tokens of its validation set under LLaMA's tokenizer, as one trie in rows of 16,384
-PROMPT = MAX_CHUNK  # tokens
+PROMPT = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -91,18 +89,17 @@ def estimates(config: ModelConfig, devices: list[Any], dtype: str, rates: Hardwa
 
 def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware | None) -> Estimate:
     run = Run(config, list(layout.mesh.devices.flat), dtype, layout.name, max_num_seqs=1)
-    whole = replace(run, max_model_len=config.max_position)
-    sequences = _largest(lambda n: find_plan(replace(whole, max_num_seqs=n * layout.data)).fits, MOST_SEQUENCES)
+    sequences = largest(lambda n: _fit(run, layout, n * layout.data, config.max_position), MOST_SEQUENCES)
     found = Estimate(
         layout=layout.name,
         data=layout.data,
         model=layout.model,
         weight_bytes=weight_bytes(config, layout, dtype),
-        cache_bytes=cache_bytes(config, layout, dtype, 1, config.max_position),
+        cache_bytes=_one_more(config, layout, dtype),
         generate_bytes=step_bytes(config, layout, dtype, 1, config.max_position),
         score_bytes=score_bytes(config, layout, dtype),
         sequences=sequences * layout.data,
-        longest=_largest(lambda n: find_plan(replace(run, max_model_len=n)).fits, config.max_position),
+        longest=largest(lambda n: find_plan(replace(run, max_model_len=n)).fits, config.max_position),
         scores=find_plan(replace(run, workload="score")).fits,
     )
     if rates is None:
@@ -119,19 +116,23 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
 MOST_SEQUENCES = 1 << 12  # on each data shard
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest n up to `most` that fits, 0 if none does; what is larger needs more."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+def _one_more(config: ModelConfig, layout: Layout, dtype: str) -> int:
+    """Bytes of one more sequence on each data shard, as long as the model allows."""
+    one, two = (cache_bytes(config, layout, dtype, n * layout.data, config.max_position) for n in (1, 2))
+    return two - one
+
+
+def _fit(run: Run, layout: Layout, sequences: int, length: int) -> bool:
+    """Do so many sequences of this length fit, all at once?"""
+    plan = find_plan(replace(run, max_num_seqs=sequences, max_model_len=length))
+    cache = cache_bytes(run.config, layout, run.dtype, sequences, length)
+    return replace(plan, cache_bytes=cache).fits
 
 
 def _step(run: Run, layout: Layout, rates: Hardware, batch: int) -> Step:
     config, rows, context = run.config, -(-batch // layout.data), min(CONTEXT, run.config.max_position)
     times = decode_step(config, layout, run.dtype, rates, rows, context)
-    fits = find_plan(replace(run, max_num_seqs=batch, max_model_len=context)).fits
+    fits = _fit(run, layout, batch, context)
     size = jnp.dtype(run.dtype).itemsize
     chosen = products(config.experts, layout.platform, rows)[0] if config.experts else 0
     weights = config.params_read(chosen)

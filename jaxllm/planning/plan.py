@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -10,9 +11,9 @@ from typing import Any, Literal
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from jaxllm.buckets import cache_length
+from jaxllm.buckets import PAGE, pages_of
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.cache_spec import BLOCK, cache_specs, padded_length
+from jaxllm.decoder.cache_spec import Pool, cache_specs
 from jaxllm.decoder.model import Decoder
 from jaxllm.planning.roofline import decode_step, seconds_per_token
 from jaxllm.planning.working_memory import score_bytes, step_bytes
@@ -73,6 +74,7 @@ class Plan:
     cache_bytes: int
     working_bytes: int  # of a step, beside weights and cache
     memory: int | None
+    pool: Pool
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +132,8 @@ def layouts(devices: int) -> list[str]:
 
 
 def _sized(run: Run) -> Plan:
-    """The plan of a given layout: the longest context that fits, then the most sequences."""
+    """The plan of a given layout: the longest context of which a sequence fits on each data shard, then the most sequences, then
+    the most pages."""
     layout = run.laid_out()
     memory = device_memory(layout.mesh.devices.flat[0])
     weights = weight_bytes(run.config, layout, run.dtype)
@@ -138,15 +141,37 @@ def _sized(run: Run) -> Plan:
     row_choices = [run.max_num_seqs] if run.max_num_seqs else ROWS
     for length in lengths:
         for rows in row_choices:
+            pool = Pool.of(run.config, length, length, -(-rows // layout.data))
             cache, working = 0, score_bytes(run.config, layout, run.dtype)
             if run.workload == "generate":
-                layers = layer_bytes(run.config, layout, run.dtype, rows, length)
-                cache = sum(layers)
-                working = step_bytes(run.config, layout, run.dtype, rows, length) + 2 * max(layers)
-            plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory)
+                cache = pool.nbytes(layout, cache_specs(run.config, layout, run.dtype))
+                working = step_bytes(run.config, layout, run.dtype, rows, length)
+            plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory, pool)
             if plan.fits:
-                return plan
+                return _with_most_pages(run, plan) if run.workload == "generate" else plan
     return plan
+
+
+def _with_most_pages(run: Run, plan: Plan) -> Plan:
+    """The plan with as many pages as fit, up to those of all sequences: at their longest, or as they typically are."""
+    layout, length, rows = plan.layout, plan.max_model_len, -(-plan.max_num_seqs // plan.layout.data)
+    specs, typical = cache_specs(run.config, layout, run.dtype), choices(layout.platform).typical_length
+    each = length if typical is None else min(length, typical)
+
+    def with_pages(pages: int) -> Plan:
+        pool = Pool.of(run.config, length, pages * PAGE, rows)
+        return replace(plan, pool=pool, cache_bytes=pool.nbytes(layout, specs))
+
+    return with_pages(largest(lambda pages: with_pages(pages).fits, max(rows * pages_of(each), pages_of(length))))
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest n up to `most` that fits, 0 if none does; what is larger needs more."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def weight_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
@@ -175,15 +200,8 @@ def _weight_bytes(config: ModelConfig, data: int, model: int, gathered: bool, em
 
 def cache_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
     """Bytes of keys and values on each device for `rows` sequences of `length` tokens."""
-    return sum(layer_bytes(config, layout, dtype, rows, length))
-
-
-def layer_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> list[int]:
-    """Bytes of keys and values on each device, layer by layer."""
-    specs, rows = cache_specs(config, layout, dtype), round_up(rows, layout.data)
-    length = padded_length(layout, rows, cache_length(length, BLOCK))
-    nbytes = {spec: spec.nbytes(layout, rows, length) for spec in set(specs)}
-    return [nbytes[spec] for spec in specs]
+    rows = -(-rows // layout.data)
+    return Pool.of(config, length, rows * round_up(length, PAGE), rows).nbytes(layout, cache_specs(config, layout, dtype))
 
 
 def _halves(length: int) -> list[int]:

@@ -24,7 +24,7 @@ def plan_or_refuse(run: Run) -> Plan:
     assert plan.memory is not None
     needs = f"{plan.weight_bytes / GIB:.2f} GiB of weights"
     if run.workload == "generate":
-        needs += f" and {plan.cache_bytes / GIB:.2f} GiB of cache ({plan.max_num_seqs} x {plan.max_model_len} tokens)"
+        needs += f" and {plan.cache_bytes / GIB:.2f} GiB of cache (a sequence of {plan.max_model_len} tokens on each data shard)"
     found = "; ".join(text for text, _ in remedies(run, plan)) or "a smaller model"
     raise DoesNotFitError(
         f"does not fit: layout {plan.layout.name} needs {needs}, beside {plan.working_bytes / GIB:.2f} GiB to work with, on "

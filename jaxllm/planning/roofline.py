@@ -113,8 +113,8 @@ class _Step:
         )
 
     def _kept(self, keys: int) -> float:
-        """Mean fraction of the keys that a layer keeps."""
-        return sum(spec.length(keys) for spec in self.specs) / len(self.specs) / keys
+        """Mean fraction of the keys that a layer's queries see."""
+        return sum(spec.seen(keys) for spec in self.specs) / len(self.specs) / keys
 
     def _cache_bytes(self) -> int:
         """Bytes of keys and values of one token, padding included."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxllm.buckets import MAX_CHUNK
+from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE, pages_of
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.cache_spec import BLOCK
 from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
+from jaxllm.decoder.paged_attention import pages_at_once
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.platforms import CPU, choices
 from sharding.layout import AMPERE, HOPPER, Layout
@@ -21,12 +21,12 @@ from sharding.padding import round_up
 def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
     """Bytes of a generating step: the larger of prefill and decode."""
     sizes = _Sizes(config, layout, dtype)
-    chunk = min(MAX_CHUNK, length)
+    tokens, each = MAX_STEP_TOKENS, -(-rows // layout.data)
     if layout.platform == "cpu":
-        return max(sizes.cpu_decode(-(-rows // layout.data)), sizes.cpu_prefill(chunk))
-    attention = chunk * length * config.num_heads * (4 + sizes.size) // layout.model
-    logits = 3 * rows * config.vocab_size * 4  # as they come, and what sampling makes of them
-    ffn = max(chunk * 4 * sizes.ffn, sizes.experts(chunk), sizes.experts(-(-rows // layout.data)))
+        return max(sizes.cpu_decode(each), sizes.cpu_prefill(tokens))
+    logits = 3 * max(rows, layout.data * tokens // TILE) * config.vocab_size * 4  # as they come, and what sampling makes of them
+    ffn = max(tokens * 4 * sizes.ffn, sizes.experts(tokens), sizes.experts(each))
+    attention = max(sizes.pages(tokens // TILE, TILE, length), sizes.pages(each, 1, length))
     return sizes.gathered() + max(ffn + attention, logits)
 
 
@@ -81,15 +81,24 @@ class _Sizes:
         layer = self.config.layer_params * self.size // self.layout.model if self.layout.gathers else 0
         return self._logits(rows) + self.tables + max(layer + self.matrix, self._converted())
 
+    def pages(self, rows: int, tokens: int, length: int) -> int:
+        """Bytes of a pass of attention over pages, of `rows` of `tokens`: keys and values, scores and sums."""
+        heads, size = -(-self.config.num_heads // self.layout.model), self.config.head_dim
+        key = max(self.config.num_kv_heads // self.layout.model, 1) * size * self.size
+        keys = PAGE * pages_at_once(rows, key, pages_of(length))
+        return rows * (2 * keys * key + tokens * heads * (keys * (8 + self.size) + 8 * size))
+
     def cpu_prefill(self, tokens: int) -> int:
-        heads = -(-self.config.num_heads // self.layout.model)
-        attention = tokens * (8 * heads * (BLOCK + self.config.head_dim) + self.size * self.embed)
-        return self._cpu(max(self._ffn(tokens), attention), tokens, self._logits(1))
+        """Bytes of a step of tiles, each of which may end a prompt; a table is freed before the logits are whole."""
+        heads, rows = -(-self.config.num_heads // self.layout.model), tokens // TILE
+        attention = tokens * (12 * heads * self.config.head_dim + self.size * self.embed)
+        made = 4 * rows * self.vocab
+        return max(self._cpu(max(self._ffn(tokens, TILE), attention), tokens, made), self._logits(rows))
 
     def cpu_score(self, tokens: int) -> int:
         # The scheduler of gathered layouts, which saves memory, holds one array of logits less.
         logits = (2 if self.layout.gathers else 3) * CHUNK * self.vocab * 4
-        return self._cpu(self._ffn(tokens), tokens, logits + 4 * tokens * self.embed)
+        return self._cpu(self._ffn(tokens, tokens), tokens, logits + 4 * tokens * self.embed)
 
     def _cpu(self, layer: int, tokens: int, head: int) -> int:
         """The largest of the embedding's, a layer's and the head's bytes. A tied table is held in between."""
@@ -106,13 +115,13 @@ class _Sizes:
         """Bytes of a table as float32: so XLA gathers 16-bit numbers on a CPU."""
         return 2 * self.table if self.size == 2 else 0
 
-    def _ffn(self, tokens: int) -> int:
-        """Bytes of a layer's ffn for so many tokens: inputs, products, and their sum over the devices."""
+    def _ffn(self, tokens: int, length: int) -> int:
+        """Bytes of a layer's ffn for `tokens` in rows of `length`: inputs, products, and their sum over the devices."""
         if self.config.experts:
             return self.experts(tokens)
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
-        if (splits := ffn_sum_splits(self.layout, self.ffn, tokens)) > 1:
+        if (splits := ffn_sum_splits(self.layout, self.ffn, length)) > 1:
             return 4 * tokens * ((splits + 1) * self.embed + max(self.ffn, summed * self.embed))
         return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)

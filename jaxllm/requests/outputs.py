@@ -43,12 +43,17 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A prompt and its samples."""
+    """A prompt and its samples.
+
+    `num_cached_tokens`: how many of the prompt's tokens had not to be computed for its first sample: others that began with the
+    same ones had left them in the cache.
+    """
 
     request_id: int
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput] = field(default_factory=list)
+    num_cached_tokens: int = 0
 
     @property
     def finished(self) -> bool:

@@ -112,6 +112,7 @@ class Fake:
         def __init__(self, new_tokens: int) -> None:
             self.new_tokens = new_tokens
             self.tokens: list[int] = []
+            self.num_shared = 0
             self.finish_reason: str | None = None
 
     @property

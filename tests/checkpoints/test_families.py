@@ -42,7 +42,8 @@ def generated_always(name: str, layout: str, devices: int) -> bool:
 
 
 def is_fast(name: str, layout: str, devices: int) -> bool:
-    return name in MECHANISMS and (layout, devices) == ("gathered", 4)
+    # Of plain LLaMA `decoder/test_model.py` has as much.
+    return name in MECHANISMS and name != "llama" and (layout, devices) == ("gathered", 4)
 
 
 @pytest.fixture(autouse=True)

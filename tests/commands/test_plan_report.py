@@ -25,7 +25,7 @@ def test_the_challenge(capsys: pytest.CaptureFixture[str]) -> None:
     assert (weights, sequence) == ("15.15", "0.76")
     assert rows["replicated"][4:] == ["-"] * 7  # it does not fit: no times
     assert "-" not in rows["gathered"][:8]
-    assert rest[-2].startswith("to generate, auto takes tensor, 16 sequences of 2048 tokens")
+    assert rest[-2].startswith("to generate, auto takes tensor, 64 sequences of 2048 tokens")
     assert rest[-1] == "to score, auto takes gathered"
 
 
@@ -90,13 +90,13 @@ def test_compiled_steps_stand_beside_the_estimates(tmp_path: Path, capsys: pytes
     steps = {step["name"]: step for step in found["compiled"]["tensor"]}
     assert [name.split()[0] for name in steps] == ["prefill", "decode", "decode", "score"]
     estimate = next(one for one in found["layouts"] if one["layout"] == "tensor")
-    decode = steps["decode of 1 rows, 1024 positions"]
+    decode = steps["decode of 1 rows"]
     reduces = next(c for c in decode["collectives"] if c["kind"] == "all-reduce")
     assert reduces["count"] == 2 * CONFIG["num_hidden_layers"] + 1
     config = read_config(tmp_path)
     layout = make_layout("tensor", absent_devices("2xH100"), config.hidden_size)
-    assert decode["alias_bytes"] == cache_bytes(config, layout, "bfloat16", 1, 1024)
-    assert 0 < decode["argument_bytes"] - decode["alias_bytes"] - estimate["weight_bytes"] < 2000  # the batch
+    assert decode["alias_bytes"] == cache_bytes(config, layout, "bfloat16", 8, 1024)
+    assert 0 < decode["argument_bytes"] - decode["alias_bytes"] - estimate["weight_bytes"] < 3000  # the batch
     assert decode["copies"] == []
 
 

@@ -69,7 +69,7 @@ def test_after_a_warmup_nothing_is_compiled(tmp_path: Path) -> None:
     command += ["--max-num-seqs", "2", "--max-model-len", "256"]
     assert "up to 2 sequences of 256 tokens" in run_python(tmp_path, *command)
     warm = json.loads(run_python(tmp_path, "-c", WARM, str(folder)).splitlines()[-1])
-    assert warm["misses"] == 0 and warm["hits"] > 8
+    assert warm["misses"] == 0 and warm["hits"] > 5
     assert ": 0 compiled in " in run_python(tmp_path, *command)
 
 
@@ -97,7 +97,7 @@ def test_a_cold_start_in_a_terminal_shows_what_it_does(tmp_path: Path) -> None:
         os.close(here)
     assert process.returncode == 0
     assert b"loading:" in shown
-    assert b"prefill of 16 tokens" in shown and b"decode of 1 rows" in shown
+    assert b"prefill of 32 tokens" in shown and b"decode of 1 rows" in shown
 
 
 def cache_command(xdg: Path, *options: str) -> str:

@@ -9,24 +9,25 @@ from functools import partial
 import jax
 import pytest
 
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
-from jaxllm.planning.plan import cache_bytes
 from jaxllm.planning.presets import PRESETS
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 
 CONFIG = replace(PRESETS["smollm2-135m"], num_layers=2, vocab_size=500)
+POOL = Pool.of(CONFIG, 512, 8 * 512, 8)
 
 
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize(("layout_name", "devices"), [("tensor", 1), ("tensor", 4), ("replicated", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_decode_copies_no_cache(layout_name: str, devices: int, rows: int, dtype: str) -> None:
+def test_decode_copies_no_page(layout_name: str, devices: int, rows: int, dtype: str) -> None:
     layout = make_layout(layout_name, jax.devices()[:devices], CONFIG.hidden_size)
-    length, rows = 1024, rows * layout.data
-    program = analyse(programs.decode(Steps(CONFIG, layout, dtype), rows, length).compile())
-    whole = cache_bytes(CONFIG, layout, dtype, rows, length)
+    steps, pool = Steps(CONFIG, layout, dtype), Pool.of(CONFIG, 1024, rows * 1024, rows)
+    program = analyse(programs.decode(steps, rows * layout.data, pool).compile())
+    whole = pool.nbytes(layout, steps.cache_specs)
     one = whole // CONFIG.num_layers // 2  # the keys, or the values, of a layer
     assert program.large_copies(one) == []
     assert program.memory is not None
@@ -35,9 +36,7 @@ def test_decode_copies_no_cache(layout_name: str, devices: int, rows: int, dtype
 
 
 @pytest.mark.parametrize("layout_name", ["tensor", "replicated", "gathered"])
-@pytest.mark.parametrize(
-    "of", [partial(programs.prefill, tokens=512, rows=8, length=1024), partial(programs.decode, rows=8, length=512)]
-)
+@pytest.mark.parametrize("of", [partial(programs.prefill, tokens=512, pool=POOL), partial(programs.decode, rows=8, pool=POOL)])
 def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.StepProgram]) -> None:
     layout = make_layout(layout_name, jax.devices()[:4], CONFIG.hidden_size)
 
@@ -50,5 +49,5 @@ def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.S
 def test_decode_holds_no_copy_of_a_16_bit_embedding() -> None:
     config = replace(CONFIG, vocab_size=8000)
     layout = make_layout("tensor", jax.devices()[:1], config.hidden_size)
-    held = programs.decode(Steps(config, layout, "bfloat16"), 1, 256).temp_bytes()
+    held = programs.decode(Steps(config, layout, "bfloat16"), 1, POOL).temp_bytes()
     assert held < config.vocab_size * config.hidden_size

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from layers import layered
 
-from jaxllm.decoder.cache_spec import BLOCK, padded_length
+from jaxllm.buckets import MAX_STEP_TOKENS, PAGE
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
-from sharding.hardware import absent_devices, hardware
+from sharding.hardware import hardware
 from sharding.hlo import HloProgram, analyse
 from sharding.layout import Layout, make_layout
 from sharding.targets import target_devices
@@ -35,12 +36,18 @@ def decode_program(
 ) -> tuple[HloProgram, Layout]:
     layout = laid_out(kind, layout_name)
     steps = Steps(replace(CONFIG, num_layers=layers), layout, dtype)
-    return analyse(programs.decode(steps, rows, CONTEXT).compile()), layout
+    return analyse(programs.decode(steps, rows, pool_of(layout, rows)).compile()), layout
+
+
+def pool_of(layout: Layout, rows: int) -> Pool:
+    each = rows // layout.data
+    return Pool.of(CONFIG, CONTEXT, each * CONTEXT, each)
 
 
 def cache_bytes(layout: Layout, rows: int) -> int:
-    """Bytes of keys and values in 16 bits on one device."""
-    return 2 * CONFIG.num_layers * (rows // layout.data) * (CONFIG.num_kv_heads // layout.model) * CONTEXT * CONFIG.head_dim * 2
+    """Bytes of keys and values in 16 bits on one device, and of a page that is nobody's."""
+    positions = (rows // layout.data) * CONTEXT + PAGE
+    return 2 * CONFIG.num_layers * (CONFIG.num_kv_heads // layout.model) * positions * CONFIG.head_dim * 2
 
 
 @pytest.mark.parametrize(
@@ -67,22 +74,15 @@ def test_tensor_decode_keeps_its_promise(kind: str, dtype: str, rows: int) -> No
 
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 @pytest.mark.parametrize("layout_name", ["tensor", "replicated"])
-def test_as_many_rows_as_blocks_are_no_reason_for_a_copy(kind: str, dtype: str, layout_name: str) -> None:
-    steps = Steps(replace(CONFIG, num_layers=3), laid_out(kind, layout_name), dtype)
-    program = analyse(programs.decode(steps, 8 * steps.layout.data, 8 * BLOCK).compile())
-    assert program.large_copies(WEIGHT) == []
-    assert program.memory is not None and program.memory.temp < 10e6
-
-
-def test_a_cache_is_not_square_on_a_gpu() -> None:
-    def blocks(on: str, layout_name: str, rows: int, length: int) -> int:
-        return padded_length(make_layout(layout_name, absent_devices(on), 64), rows, length) // BLOCK
-
-    assert blocks("4xH100", "tensor", 8, 8 * BLOCK) == 9
-    assert blocks("4xH100", "replicated", 32, 8 * BLOCK) == 9
-    assert blocks("4xH100", "replicated", 8, 8 * BLOCK) == 8
-    assert blocks("4xH100", "tensor", 1, BLOCK) == 1
-    assert blocks("4xv6e", "tensor", 8, 8 * BLOCK) == 8
+def test_a_full_step_of_prompts_copies_neither_weights_nor_pages(kind: str, dtype: str, layout_name: str) -> None:
+    layout = laid_out(kind, layout_name)
+    steps, pool = Steps(replace(CONFIG, num_layers=3), layout, dtype), Pool.of(CONFIG, CONTEXT, 8 * CONTEXT, 8)
+    program = analyse(programs.prefill(steps, MAX_STEP_TOKENS, pool).compile())
+    assert program.count("all-reduce") == (2 * 3 + 1 if layout.model > 1 else 0)
+    pages = pool.nbytes(layout, steps.cache_specs)
+    assert program.large_copies(pages // 3 // 2) == []
+    assert program.memory is not None
+    assert program.memory.alias == pages
 
 
 @pytest.mark.full  # test_promises has it of two layers

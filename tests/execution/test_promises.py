@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from layers import layered
 
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
-from jaxllm.planning.plan import cache_bytes
 from jaxllm.planning.presets import PRESETS
 from jaxllm.platforms import choices
 from sharding.hlo import analyse
@@ -24,9 +24,9 @@ LAYERS = 2
 CONTEXT, CHUNK = 2048, 512  # tokens
 SMALL = 1 << 12  # bytes, below which are a loop's conditions, a chosen token, a row's sums of the vocabulary
 STEPS = {
-    "decode": lambda steps: programs.decode(steps, 8, CONTEXT),
-    "decode of a row each": lambda steps: programs.decode(steps, steps.layout.data, CONTEXT),
-    "prefill": lambda steps: programs.prefill(steps, CHUNK, 8, CONTEXT),
+    "decode": lambda steps: programs.decode(steps, 8, pool_of(steps)),
+    "decode of a row each": lambda steps: programs.decode(steps, steps.layout.data, pool_of(steps)),
+    "prefill": lambda steps: programs.prefill(steps, CHUNK, pool_of(steps)),
     "score": lambda steps: programs.score(steps, choices(steps.layout.platform).scoring_row, 8),
 }
 DEVICES = [("h100", "bfloat16"), ("v100", "float16"), ("v6e", "bfloat16")]
@@ -35,6 +35,12 @@ RUNS += [(model, "h100", "bfloat16") for model in ("opt-30b", "mixtral-8x7b", "g
 LAYOUTS = ["tensor", "replicated", "gathered", "replicated-2x2", "gathered-2x2"]
 # One model in every layout; of the others what could differ: a device of another kind, and a model of another form.
 FEW = [("tensor", "decode"), ("gathered-2x2", "score"), ("replicated", "prefill")]
+
+
+def pool_of(steps: Steps) -> Pool:
+    """Pages for eight sequences."""
+    each = 8 // steps.layout.data
+    return Pool.of(steps.config, CONTEXT, each * CONTEXT, each)
 
 
 def kept(name: str, step: str, model: str, kind: str, dtype: str) -> bool:
@@ -72,8 +78,7 @@ def test_a_layout_keeps_its_promise(name: str, step: str, model: str, kind: str,
         assert program.large_copies(1 << 20) == []  # of the cache neither
     assert program.memory is not None
     if step != "score":
-        rows = layout.data if step == "decode of a row each" else 8
-        assert program.memory.alias == cache_bytes(config, layout, dtype, rows, CONTEXT)
+        assert program.memory.alias == pool_of(steps).nbytes(layout, steps.cache_specs)
 
 
 @pytest.mark.full

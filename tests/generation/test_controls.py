@@ -12,6 +12,7 @@ from tiny_checkpoint import write_tiny
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.sampling import LOGPROBS_MODES
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
@@ -70,7 +71,8 @@ def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
         where = make_layout(layout, jax.devices()[:devices], checkpoint.config.hidden_size)
         params = load(checkpoint.source, checkpoint.rules, checkpoint.config, where, "float32")
         steps = Steps(checkpoint.config, where, "float32", LOGPROBS_MODES[mode])
-        return Engine(steps, params, max_model_len=128, max_num_seqs=len(CONTROLS))
+        pool = Pool.of(checkpoint.config, 128, 128 * len(CONTROLS), len(CONTROLS))
+        return Engine(steps, params, pool=pool, max_num_seqs=len(CONTROLS))
 
     return make
 

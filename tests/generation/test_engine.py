@@ -14,18 +14,21 @@ from tiny_checkpoint import write_tiny
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import load
-from jaxllm.decoder import kv_cache as kv
-from jaxllm.decoder.batch import TokenBatch
-from jaxllm.execution import cache_shapes as ladder_module
-from jaxllm.execution.batch import SamplingBatch
+from jaxllm.buckets import PAGE
+from jaxllm.decoder.cache_spec import Pool
+from jaxllm.execution import programs
+from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
+from jaxllm.generation.scheduler import ScheduledStep
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.sampling_params import SamplingParams
 from sharding.hlo import analyse
 from sharding.layout import make_layout
 
 SLOTS = 4
+STEP_TOKENS = 256
+OF = StepShapes.of
 LAYOUTS = [("tensor", 1), ("tensor", 4), ("replicated", 2), ("replicated-2x2", 4)]
 STOP = (5, 60)
 KINDS = [
@@ -68,18 +71,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
-    def make(name: str, devices: int, on_program: Callable[[str], None] = lambda line: None) -> Engine:
+    def make(name: str, devices: int, on_program: Callable[[str], None] = lambda line: None, tokens: int = 0) -> Engine:
         layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
         params = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
-        sizes = {"max_model_len": 700, "max_num_seqs": SLOTS}
-        return Engine(Steps(checkpoint.config, layout, "float32"), params, on_program=on_program, **sizes)
+        each = -(-SLOTS // layout.data)
+        pool = Pool.of(checkpoint.config, 700, tokens or each * 700, each)
+        return Engine(Steps(checkpoint.config, layout, "float32"), params, pool=pool, max_num_seqs=SLOTS, on_program=on_program)
 
     return make
 
 
 def in_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone or not, the cache has all its rows."""
-    monkeypatch.setattr(ladder_module, "row_bucket", lambda rows, max_rows, data: max_rows)
+    """Alone or not, a step has all its rows and tokens."""
+    monkeypatch.setattr(StepShapes, "rows_for", lambda shapes, rows: shapes.rows[-1])
+    monkeypatch.setattr(StepShapes, "of", lambda *sizes: replace(OF(*sizes), tokens=(STEP_TOKENS,)))
 
 
 def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:
@@ -95,19 +100,21 @@ def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MA
         engine.step(steps())
         step += 1
     engine.drop_cancelled()
+    engine.scheduler.check_integrity()
     assert not engine.scheduler.busy
     return sequences
 
 
 def random_cases(rng: np.random.Generator, count: int, kinds: list[SamplingParams]) -> list[Case]:
-    """Short prompts, prompts of one long chunk, prompts of two chunks."""
-    cases = []
+    """Short prompts, prompts of several chunks, some with a common beginning."""
+    cases, beginning = [], rng.integers(97, size=3 * PAGE).tolist()
     for i in range(count):
         low, high = [(1, 17), (1, 17), (513, 528)][rng.integers(3)]
+        common = beginning[: int(rng.integers(3)) * PAGE] if high < 500 else []
         arrival = int(rng.integers(8))
         cases.append(
             Case(
-                prompt=rng.integers(97, size=rng.integers(low, high)).tolist(),
+                prompt=common + rng.integers(97, size=rng.integers(low, high)).tolist(),
                 params=kinds[i % len(kinds)],
                 max_tokens=int(rng.integers(4, 40)),
                 seed=int(rng.integers(1 << 32)),
@@ -169,22 +176,17 @@ def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Cal
     assert pointers(engine) == where
 
 
-@pytest.mark.parametrize("length", [128, 256])
 @pytest.mark.parametrize(
     ("name", "devices", "dtype"), [("tensor", 1, "float32"), ("tensor", 3, "bfloat16"), ("replicated", 2, "float32")]
 )
-def test_prefill_copies_no_cache(name: str, devices: int, dtype: str, length: int, checkpoint: Checkpoint) -> None:
+def test_prefill_copies_no_cache(name: str, devices: int, dtype: str, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     layout = make_layout(name, jax.devices()[:devices], config.hidden_size)
-    steps, rows = Steps(config, layout, dtype), layout.data
-    cache = kv.abstract(steps.cache_specs, layout, 8 * rows, length)
-    zeros = np.zeros(rows, np.int32)
-    batch = TokenBatch(np.zeros((rows, 32), np.int32), zeros, zeros, zeros, np.ones(rows, bool) if rows > 1 else None)
-    sampling = SamplingBatch(zeros, np.zeros((rows, 8), np.int32))
-    program = analyse(steps.prefill.lower(steps.abstract_params(), cache, batch, zeros, sampling).compile())
-    array = cache[0].keys.size * 4 // devices
-    assert program.aliased_bytes == 2 * config.num_layers * array
-    assert program.large_copies(array) == []
+    steps, pool = Steps(config, layout, dtype), Pool.of(config, 512, 4096, 8)
+    program = analyse(programs.prefill(steps, 64, pool).compile())
+    whole = pool.nbytes(layout, steps.cache_specs)
+    assert program.aliased_bytes == whole
+    assert program.large_copies(whole // config.num_layers // 2) == []
 
 
 def programs_of(engine: Engine) -> int:
@@ -201,29 +203,80 @@ def test_a_second_run_compiles_nothing(make_engine: Callable[..., Engine], caplo
     assert programs == len(announced) == len(engine.programs) > 3
     with jax.log_compiles(), caplog.at_level("WARNING"):
         second = run(engine, few, lambda: 5)
-    # The cache itself starts anew at each burst: what makes and grows it is not a step.
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(")]
-    assert [line for line in compiled if "jit(zeros)" not in line] == []
+    assert compiled == []
     assert programs_of(engine) == programs == len(announced)
     assert [(s.tokens, s.logprobs) for s in first] == [(s.tokens, s.logprobs) for s in second]
-
-
-def test_every_burst_sizes_the_cache_anew(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine("tensor", 1)
-    one = Case([1, 2], KINDS[0], 2, seed=0)
-    run(engine, [replace(one, prompt=[1] * 300)] * 3)
-    assert (engine.rows, engine.length) == (4, 512)
-    # The first ended by its caller, as one with a stop string is: its slot is still held when the next arrives.
-    stopped = replace(one, max_tokens=20).sequence(0)
-    engine.scheduler.add(stopped)
-    engine.step(1)
-    assert (engine.rows, engine.length) == (1, 128)
-    engine.scheduler.finish(stopped, "stop")
-    run(engine, [one])
-    assert (engine.rows, engine.length) == (1, 128)
 
 
 def test_a_prompt_of_a_full_context(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine("tensor", 1)
     [one] = run(engine, [Case([1] * 699, KINDS[0], max_tokens=1, seed=0)])
-    assert len(one.tokens) == 1 and engine.length == 768
+    assert len(one.tokens) == 1
+
+
+# Pages
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+def test_a_small_pool_makes_sequences_wait_and_be_computed_again(
+    sharing: bool, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four sequences that outgrow the pages that there are gain what each gains alone."""
+    in_as_many_rows(monkeypatch)
+    engine = make_engine("tensor", 1, tokens=700)
+    engine.scheduler.tables[0].sharing = sharing
+    cases = [Case(list(range(i, i + 120)), KINDS[0], max_tokens=200, seed=i, stop_ids=()) for i in range(4)]
+    together = run(engine, cases)
+    assert engine.scheduler.statistics.preempted
+    for case, among in zip(cases, together, strict=True):
+        [alone] = run(engine, [case])
+        assert among.tokens == alone.tokens
+
+
+def test_a_common_beginning_is_computed_once(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each data shard; and what follows is what it is without sharing."""
+    engine = make_engine("replicated", 2)
+    computed: list[int] = []
+    schedule = engine.scheduler.schedule
+
+    def counted(max_tokens: int) -> ScheduledStep:
+        step = schedule(max_tokens)
+        computed.extend(chunk.length for chunk in step.prefill)
+        return step
+
+    monkeypatch.setattr(engine.scheduler, "schedule", counted)
+    beginning = np.random.default_rng(0).integers(97, size=5 * PAGE).tolist()
+    cases = [Case([*beginning, i, 1, 2], KINDS[0], max_tokens=5, seed=0, stop_ids=()) for i in range(12)]
+    shared = run(engine, cases)
+    assert sum(computed) == 2 * len(beginning) + 3 * len(cases)
+    assert [s.num_shared for s in shared] == 2 * [0] + 10 * [len(beginning)]
+    for table in engine.scheduler.tables:
+        table.sharing = False
+    for one, other in zip(shared, run(engine, cases), strict=True):
+        assert one.tokens == other.tokens and other.num_shared == 0
+
+
+def test_an_interrupted_step_leaves_no_page_behind(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was to compute is not taken for computed."""
+    engine = make_engine("tensor", 1)
+    case = Case(list(range(2 * PAGE + 3)), KINDS[0], max_tokens=5, seed=0, stop_ids=())
+    [alone] = run(engine, [case])
+    for table in engine.scheduler.tables:
+        table.clear()
+    sequences = [case.sequence(i) for i in range(3)]
+    for sequence in sequences:
+        engine.scheduler.add(sequence)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.steps, "prefill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    engine.scheduler.check_integrity()
+    while engine.scheduler.busy:
+        engine.step()
+    engine.scheduler.check_integrity()
+    assert [s.tokens for s in sequences] == 3 * [alone.tokens]

@@ -1,12 +1,14 @@
-"""Who gets a slot, when, and how a sequence ends."""
+"""Who runs, when, in which pages, and how a sequence ends."""
 
-from collections.abc import Callable
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.buckets import MAX_CHUNK, chunk_bucket
+from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE
+from jaxllm.execution.step_shapes import StepShapes
+from jaxllm.generation.pages import PageTable
 from jaxllm.generation.scheduler import PREFILL_BUDGET, ScheduledStep, Scheduler
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
@@ -16,14 +18,20 @@ pytestmark = pytest.mark.fast
 
 
 def sequence(
-    id: int = 0, *, prompt: int = 3, max_tokens: int = 4, stop_ids: tuple[int, ...] = (), min_tokens: int = 0
+    id: int = 0, *, prompt: int = 3, max_tokens: int = 4, stop_ids: tuple[int, ...] = (), min_tokens: int = 0, first: int = 0
 ) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens)
-    return Sequence(id, list(range(prompt)), params, max_tokens, stop_ids, seed=0)
+    return Sequence(id, list(range(first, first + prompt)), params, max_tokens, stop_ids, seed=0)
+
+
+def scheduler_of(most: int, data_shards: int = 1, short_context: int | None = None, pages: int = 1000) -> Scheduler:
+    """`pages` on each data shard, the one that belongs to nobody included."""
+    tables = [PageTable({None: pages}) for _ in range(data_shards)]
+    return Scheduler(most, tables, StepShapes.of("cpu", 64 * 1000, -(-most // data_shards)), short_context)
 
 
 def test_ends_at_its_limit() -> None:
-    scheduler, s = Scheduler(1), sequence(max_tokens=2)
+    scheduler, s = scheduler_of(1), sequence(max_tokens=2)
     scheduler.append(s, 7, None)
     assert s.finish_reason is None and s.remaining == 1
     scheduler.append(s, 7, None)
@@ -33,97 +41,92 @@ def test_ends_at_its_limit() -> None:
 
 def test_ends_at_a_stop_id_even_when_that_is_the_last_token() -> None:
     s = sequence(max_tokens=1, stop_ids=(5, 9))
-    Scheduler(1).append(s, 9, {9: Logprob(-1.0, 1)})
+    scheduler_of(1).append(s, 9, {9: Logprob(-1.0, 1)})
     assert (s.finish_reason, s.stop_reason, s.logprobs) == ("stop", 9, [{9: Logprob(-1.0, 1)}])
 
 
 def test_no_stop_id_counts_before_min_tokens() -> None:
     s = sequence(max_tokens=9, stop_ids=(5,), min_tokens=2)
     for expected in (None, None, "stop"):
-        Scheduler(1).append(s, 5, None)
+        scheduler_of(1).append(s, 5, None)
         assert s.finish_reason == expected
 
 
-def test_prefills_until_its_prompt_is_cached() -> None:
-    scheduler = Scheduler(4)
-    first, second = sequence(0), sequence(1)
-    for s in (second, first):  # arrival decides the slot, age the order of prefill
-        scheduler.add(s)
-    scheduler.admit()
-    assert (second.slot, first.slot) == (0, 1)
-    assert scheduler.prefilling == [first, second] and scheduler.decoding == []
-    first.cached = 2
-    assert scheduler.prefilling == [first, second]
-    first.cached = 3
-    assert scheduler.prefilling == [second] and scheduler.decoding == [first]
-
-
-def test_a_freed_slot_goes_to_the_longest_waiting() -> None:
-    scheduler = Scheduler(2)
+def test_who_comes_first_is_prefilled_first() -> None:
+    scheduler = scheduler_of(2)
     many = [sequence(i) for i in range(4)]
     for s in many:
         scheduler.add(s)
-    scheduler.admit()
-    assert [s.slot for s in many] == [0, 1, None, None]
+    assert [chunk.sequence for chunk in scheduler.schedule(0).prefill] == many[:2]
+    assert scheduler.running == many[:2] and list(scheduler.waiting) == many[2:]
     scheduler.finish(many[0], "length")
-    assert scheduler.release_finished() == [many[0]] and many[0].slot is None
-    scheduler.admit()
-    assert [s.slot for s in many] == [None, 1, 0, None]
+    assert scheduler.release_finished() == [many[0]] and many[0].held is None
+    assert [chunk.sequence for chunk in scheduler.schedule(0).prefill] == [many[1], many[2]]
     assert list(scheduler.waiting) == [many[3]]
 
 
 def test_cancelling_the_waiting_the_running_and_the_ended() -> None:
-    scheduler = Scheduler(1)
+    scheduler = scheduler_of(1)
     running, waiting, ended = sequence(0), sequence(1), sequence(2)
     for s in (ended, running, waiting):
         scheduler.add(s)
-    scheduler.admit()
+    scheduler.schedule(0)
     scheduler.finish(ended, "length")
-    scheduler.release_finished()
-    scheduler.admit()
+    scheduler.schedule(0)
     for s in (running, waiting, ended):
         scheduler.cancel(s.id)
     assert [s.finish_reason for s in (running, waiting, ended)] == ["cancelled", "cancelled", "length"]
-    assert scheduler.busy  # the running one holds its slot until the loop takes it out
-    assert scheduler.decoding == [] and scheduler.release_finished() == [running]
-    assert not scheduler.busy
+    # The running one holds its pages until the loop takes it out.
+    ends = (scheduler.busy, scheduler.decoding, scheduler.release_finished(), scheduler.busy)
+    assert ends == (True, [], [running], False)
+    scheduler.check_integrity()
 
 
-@given(st.integers(1, 5), st.lists(st.sampled_from(["add", "admit", "end", "cancel", "release"]), max_size=60), st.randoms())
-def test_no_slot_is_held_twice_and_nobody_is_forgotten(slots: int, actions: list[str], random: object) -> None:
-    choice: Callable[[list[Sequence]], Sequence] = random.choice  # type: ignore[attr-defined]
-    scheduler = Scheduler(slots)
+@pytest.mark.parametrize("shards", [1, 2])
+@given(
+    pages=st.integers(8, 30),
+    most=st.integers(1, 5),
+    actions=st.lists(st.sampled_from(["add", "step", "prefill", "end", "cancel", "fail"]), max_size=60),
+    random=st.randoms(),
+)
+def test_every_page_is_accounted_for_and_nobody_is_forgotten(
+    shards: int, pages: int, most: int, actions: list[str], random: Random
+) -> None:
+    """Whatever comes, ends, is cancelled, fails or runs out of pages; and at the end all have what they asked for."""
+    scheduler = scheduler_of(most, shards, pages=pages)
     everyone: list[Sequence] = []
-    released: list[Sequence] = []
-    for action in actions:
+    longest = (pages - 1) * PAGE
+    for action in [*actions, *["step"] * 2000]:
         if action == "add":
-            everyone.append(sequence(len(everyone)))
+            prompt = random.choice([5, 63, 64, 65, 200, longest - 30])
+            everyone.append(sequence(len(everyone), prompt=prompt, max_tokens=random.choice([1, 5, min(90, longest - prompt)])))
             scheduler.add(everyone[-1])
-        elif action == "admit":
-            waited, free = list(scheduler.waiting), slots - len(scheduler.running)
-            scheduler.admit()
-            assert list(scheduler.waiting) == waited[free:]  # the first to come got the free slots
+        elif action in ("step", "prefill"):
+            run(scheduler, random.choice([1, 4, 64]) if action == "step" else 0)
         elif action == "end" and scheduler.running:
-            scheduler.finish(choice(list(scheduler.running.values())), "length")
+            scheduler.finish(random.choice(scheduler.running), "stop")
         elif action == "cancel" and everyone:
-            scheduler.cancel(choice(everyone).id)
-        elif action == "release":
-            released += scheduler.release_finished()
-        held = list(scheduler.running.values())
-        assert all(s.slot == slot and 0 <= slot < slots for slot, s in scheduler.running.items())
-        cancelled_waiting = [s for s in everyone if s.finish_reason == "cancelled" and s not in held + released]
-        together = held + released + list(scheduler.waiting) + cancelled_waiting
-        assert sorted(s.id for s in together) == list(range(len(everyone)))
-        assert all(s.finish_reason is None for s in scheduler.waiting)
+            scheduler.cancel(random.choice(everyone).id)
+        elif action == "fail":
+            scheduler.undo(scheduler.schedule(4))
+        scheduler.check_integrity()
+        assert len(scheduler.running) <= most
+        assert all(s.finish_reason is None and s.held is None for s in scheduler.waiting)
+        if not scheduler.busy and action == "step":
+            break
+    assert not scheduler.busy
+    for s in everyone:
+        assert s.finish_reason != "length" or len(s.tokens) == s.max_tokens
+        assert s.finish_reason is not None and s.held is None
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_slots_are_dealt_lowest_first(slots: int) -> None:
-    scheduler = Scheduler(slots)
-    for i in range(slots + 2):
-        scheduler.add(sequence(i))
-    scheduler.admit()
-    assert list(scheduler.running) == list(range(slots))
+def test_a_decision_over_many_rows_takes_no_time() -> None:
+    scheduler = scheduler_of(256, pages=256 * 20)
+    for i in range(256):
+        scheduler.add(sequence(i, prompt=300, max_tokens=700))
+    while scheduler.waiting or any(s.prefilling for s in scheduler.running):
+        run(scheduler, 0)
+    assert len(scheduler.schedule(64).decode) == 256  # how long it takes: bench/throughput
 
 
 # What a step holds
@@ -149,53 +152,100 @@ def chunks_of(step: ScheduledStep) -> list[tuple[int, int, int]]:
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_and_then_decodes() -> None:
-    scheduler = Scheduler(2)
-    scheduler.add(sequence(0, prompt=MAX_CHUNK + 5, max_tokens=6))
-    assert chunks_of(run(scheduler)) == [(0, 0, MAX_CHUNK)]
-    assert chunks_of(run(scheduler)) == [(0, MAX_CHUNK, 5)]
+    scheduler = scheduler_of(2)
+    scheduler.add(sequence(0, prompt=MAX_STEP_TOKENS + 5, max_tokens=6))
+    assert chunks_of(run(scheduler)) == [(0, 0, MAX_STEP_TOKENS)]
+    assert chunks_of(run(scheduler)) == [(0, MAX_STEP_TOKENS, 5)]
     step = run(scheduler)
-    assert ([s.id for s in step.decode], step.max_tokens, step.until_any) == ([0], 4, False)
+    assert ([s.id for s in step.decode], step.max_tokens, step.until_stopped) == ([0], 4, None)
     assert run(scheduler).decode and run(scheduler) == ScheduledStep()
     assert not scheduler.busy
 
 
-def test_a_prefill_takes_a_chunk_of_one_bucket_on_each_data_shard() -> None:
-    scheduler = Scheduler(8, data_shards=2)
-    for i, length in enumerate((20, 200, 30, 17, 25)):  # slots 0, 2, 4 are of the first shard
-        scheduler.add(sequence(i, prompt=length))
-    step = scheduler.schedule(0)
-    assert chunks_of(step) == [(0, 0, 20), (3, 0, 17)]
-    assert {chunk_bucket(chunk.length) for chunk in step.prefill} == {32}
+def test_a_prefill_takes_many_prompts_on_each_data_shard() -> None:
+    scheduler = scheduler_of(8, data_shards=2)
+    for i, length in enumerate((20, 60, 30, 17, 25)):
+        scheduler.add(sequence(i, prompt=length, first=100 * i))
+    assert chunks_of(scheduler.schedule(0)) == [(0, 0, 20), (1, 0, 60), (2, 0, 30), (3, 0, 17), (4, 0, 25)]
+    assert [s.shard for s in scheduler.running] == [0, 1, 0, 1, 0]
+
+
+def test_chunks_fill_a_step_in_tiles() -> None:
+    """What does not fit goes on in the next step, from the beginning of a tile."""
+    scheduler = scheduler_of(8)
+    for i, length in enumerate((1000, 100, 7)):
+        scheduler.add(sequence(i, prompt=length, first=5000 * i))
+    assert chunks_of(run(scheduler, 0)) == [(0, 0, 1000), (1, 0, TILE)]
+    assert chunks_of(run(scheduler, 0)) == [(1, TILE, 100 - TILE), (2, 0, 7)]
+
+
+def test_a_common_beginning_is_prefilled_once_even_in_one_step() -> None:
+    scheduler = scheduler_of(8)
+    for i in range(3):
+        scheduler.add(sequence(i, prompt=2 * PAGE + 9))
+    assert chunks_of(run(scheduler)) == [(0, 0, 2 * PAGE + 9), (1, 2 * PAGE, 9), (2, 2 * PAGE, 9)]
+    scheduler.add(sequence(3, prompt=2 * PAGE))  # of all its tokens, the last page is computed again
+    assert chunks_of(scheduler.schedule(0)) == [(3, PAGE, PAGE)]
+    pages = [s.held.pages[0][:2] for s in scheduler.running if s.held]
+    assert pages[0] == pages[1] == pages[2] and pages[0][0] == pages[3][0] and pages[0][1] != pages[3][1]
+
+
+def test_generated_tokens_may_be_a_beginning_too() -> None:
+    scheduler = scheduler_of(8)
+    first = sequence(0, prompt=PAGE - 4, max_tokens=PAGE + 9)
+    scheduler.add(first)
+    while scheduler.busy:
+        run(scheduler, 64)
+    follow = Sequence(1, first.prompt + first.tokens + [3], first.params, 5, (), seed=0)
+    scheduler.add(follow)
+    assert chunks_of(scheduler.schedule(0)) == [(1, 2 * PAGE, 6)] and follow.num_shared == 2 * PAGE
+
+
+def test_who_came_last_gives_its_pages_back() -> None:
+    """Two that need four pages each, of seven."""
+    scheduler = scheduler_of(2, pages=8)
+    first, last = (sequence(i, prompt=2 * PAGE, max_tokens=2 * PAGE, first=1000 * i) for i in range(2))
+    scheduler.add(first)
+    scheduler.add(last)
+    lengths = []
+    while first.finish_reason is None:
+        run(scheduler, 64)
+        lengths.append(len(last.tokens))
+    assert last.held is None and last.num_recomputed == len(last.tokens) > 0
+    assert list(scheduler.waiting) == [last]
+    while scheduler.busy:
+        run(scheduler, 64)
+    assert len(last.tokens) == 2 * PAGE
 
 
 def test_who_decodes_waits_for_no_more_than_a_budget_of_prompts() -> None:
-    scheduler = Scheduler(64)
+    scheduler = scheduler_of(64)
     scheduler.add(sequence(0, max_tokens=1000))
     run(scheduler)
     for i in range(1, 12):
-        scheduler.add(sequence(i, prompt=MAX_CHUNK, max_tokens=1))
+        scheduler.add(sequence(i, prompt=512, max_tokens=1, first=1000 * i))
     prefilled = 0
     while not (step := run(scheduler)).decode:
         prefilled += sum(chunk.length for chunk in step.prefill)
-    assert prefilled == PREFILL_BUDGET and step.until_any
+    assert prefilled == PREFILL_BUDGET and step.until_stopped == 1
     assert run(scheduler).prefill  # and again
 
 
 def test_without_a_row_that_decodes_prompts_have_no_budget() -> None:
-    scheduler = Scheduler(2)
+    scheduler = scheduler_of(2)
     scheduler.add(sequence(0, prompt=2 * PREFILL_BUDGET))
-    assert [bool(run(scheduler).prefill) for _ in range(9)] == [True] * 8 + [False]
+    assert [bool(run(scheduler).prefill) for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_no_token_is_decoded_where_none_is_wanted() -> None:
-    scheduler = Scheduler(2)
+    scheduler = scheduler_of(2)
     scheduler.add(sequence(0))
     assert run(scheduler, 0).prefill
     assert run(scheduler, 0) == ScheduledStep()
 
 
 def test_past_the_short_context_a_sequence_is_prefilled_again() -> None:
-    scheduler = Scheduler(2, short_context=10)
+    scheduler = scheduler_of(2, short_context=10)
     s = sequence(0, prompt=7, max_tokens=20)
     scheduler.add(s)
     run(scheduler)
@@ -206,7 +256,7 @@ def test_past_the_short_context_a_sequence_is_prefilled_again() -> None:
 
 
 def test_a_stop_string_takes_back_the_tokens_behind_it() -> None:
-    scheduler, s = Scheduler(1), sequence(max_tokens=9)
+    scheduler, s = scheduler_of(1), sequence(max_tokens=9)
     scheduler.add(s)
     run(scheduler)
     run(scheduler)

@@ -8,7 +8,9 @@ from dataclasses import replace
 import jax
 import pytest
 
+from jaxllm.buckets import pages_of
 from jaxllm.decoder import kv_cache as kv
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.estimate import estimates
 from jaxllm.planning.plan import Run, cache_bytes, find_plan, layouts, weight_bytes
@@ -63,7 +65,8 @@ def test_bytes_of_weights_and_cache_are_those_of_the_arrays(model: str, name: st
     steps = Steps(config, layout, "bfloat16")
     leaves = steps.abstract_params()
     assert weight_bytes(config, layout, "bfloat16") == sum(map(held, leaves))
-    cache = kv.abstract(steps.cache_specs, layout, 8, 1024)
+    each = 8 // layout.data
+    cache = kv.abstract(steps.cache_specs, layout, Pool.of(config, 1024, each * 1024, each).pages)
     assert cache_bytes(config, layout, "bfloat16", 8, 1024) == sum(held(x) for layer in cache for x in layer)
 
 
@@ -87,7 +90,8 @@ def test_what_is_said_to_fit_fits_and_no_more(kind: str, model: str, name: str) 
     found = next(one for one in estimates(config, devices, "float16", named(kind)) if one.layout == name)
 
     def fits(rows: int, length: int) -> bool:
-        return find_plan(Run(config, devices, "float16", name, length, rows)).fits
+        plan = find_plan(Run(config, devices, "float16", name, length, rows))
+        return plan.fits and plan.pool.pages[None] > -(-rows // plan.layout.data) * pages_of(length)
 
     if found.sequences:
         assert fits(found.sequences, config.max_position)
@@ -101,7 +105,7 @@ RUNS = [
     Run(PRESETS["llama-30b"], absent_devices("2x rtx 4090"), "float16", workload="score"),
     Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float32"),
     Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float16", "replicated"),
-    Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float16", "tensor", 2048, 64),
+    Run(PRESETS["llama-30b"], absent_devices("3xL4"), "bfloat16", "tensor", 2048, 64),
     Run(PRESETS["llama-7b"], absent_devices("L4"), "float32", max_model_len=2048, max_num_seqs=16),
 ]
 REMEDIES = [
@@ -109,8 +113,8 @@ REMEDIES = [
     ["4 such devices", "2 x A100-40GB"],
     ["dtype='float16', which halves the weights", "8 such devices", "4 x A100-40GB"],
     ["layout='gathered'", "4 x A100-80GB"],
-    ["max_num_seqs=16", "max_model_len=512", "16 such devices", "4 x A100-80GB"],
-    ["4 such devices", "1 x A100-80GB"],
+    ["max_model_len=128", "4 such devices", "3 x RTX-4090"],
+    ["dtype='float16', which halves the weights", "2 such devices", "1 x TPU-v6e"],
 ]
 
 

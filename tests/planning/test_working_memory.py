@@ -7,7 +7,9 @@ from dataclasses import replace
 import jax
 import pytest
 
+from jaxllm.buckets import MAX_STEP_TOKENS
 from jaxllm.config import ModelConfig
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import layouts
@@ -18,7 +20,7 @@ from sharding.layout import make_layout
 SMOL = replace(PRESETS["smollm2-135m"], num_layers=2)
 # Ungrouped heads, other proportions, a head of its own.
 OTHER = ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)
-TOKENS = 512
+LENGTH = 512  # tokens
 
 
 @pytest.mark.parametrize("config", [SMOL, OTHER], ids=["smollm2", "llama"])
@@ -28,8 +30,8 @@ def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
     layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)
     steps = Steps(config, layout, "float32")
 
-    rows = 8 * layout.data
-    generating = (programs.prefill(steps, TOKENS, rows, TOKENS), programs.decode(steps, rows, TOKENS))
+    rows, pool = 8 * layout.data, Pool.of(config, LENGTH, 8 * LENGTH, 8)
+    generating = (programs.prefill(steps, MAX_STEP_TOKENS, pool), programs.decode(steps, rows, pool))
     held = max(one.temp_bytes() for one in generating)
-    assert step_bytes(config, layout, "float32", rows, TOKENS) == pytest.approx(held, rel=0.1)
+    assert step_bytes(config, layout, "float32", rows, LENGTH) == pytest.approx(held, rel=0.1)
     assert score_bytes(config, layout, "float32") == pytest.approx(programs.score(steps, 2048, 0).temp_bytes(), rel=0.1)

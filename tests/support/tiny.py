@@ -15,9 +15,9 @@ import pytest
 from bench.peers import empty_cache
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load
+from jaxllm.buckets import TILE, pages_of
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
-from jaxllm.decoder.cache_spec import BLOCK
 from jaxllm.execution import steps
 from jaxllm.execution.steps import Steps, compiler_options
 from sharding.layout import make_layout
@@ -134,8 +134,8 @@ def compile_quickly(patch: pytest.MonkeyPatch) -> None:
 class Run:
     """A checkpoint on a layout, giving the logits after every token."""
 
-    def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = BLOCK):
-        """`chunk` tokens a prefill call; `slots` cache rows of `length` positions for each data shard."""
+    def __init__(self, path: Path, layout: str, devices: int, *, chunk: int = 16, slots: int = 2, length: int = 128):
+        """`chunk` tokens a prefill call; `slots` sequences of `length` positions on each data shard."""
         checkpoint = open_checkpoint(path)
         self.config = checkpoint.config
         self.layout = make_layout(layout, jax.devices()[:devices], self.config.hidden_size)
@@ -146,34 +146,46 @@ class Run:
         self.forward = jax.jit(self._forward, donate_argnames="cache", compiler_options=steps.compiler_options(self.layout))
 
     def logits(self, rows: list[Row]) -> list[np.ndarray]:
-        """[T, V] for each row. Rows of one data shard follow each other; each is a cache row of its own."""
+        """[T, V] for each row. Rows of one data shard follow each other; each has pages of its own, dealt out in disorder."""
         assert len(rows) == self.rows and len({len(row.decoded) for row in rows}) == 1
-        self.cache = kv.init(self.steps.cache_specs, self.layout, self.rows, self.length)
+        each = pages_of(self.length)
+        windows = dict.fromkeys(spec.window for spec in self.steps.cache_specs)
+        self.cache = kv.init(self.steps.cache_specs, self.layout, dict.fromkeys(windows, 1 + self.slots * each))
+        disorder = [
+            np.random.default_rng(i).permutation(self.slots * each).reshape(self.slots, each) for i in range(len(windows))
+        ]
+        self.pages = [np.tile(1 + one, (self.layout.data, 1)).astype(np.int32) for one in disorder]
         found: list[list[np.ndarray]] = [[] for _ in rows]
         for slot in range(self.slots):
             at = range(slot, self.rows, self.slots)
             for number in range(max(len(rows[i].chunks) for i in at)):
-                for i, logits in zip(at, self._prefill([rows[i] for i in at], slot, number), strict=True):
+                for i, logits in zip(at, self._prefill([rows[i] for i in at], list(at), number), strict=True):
                     if number < len(rows[i].chunks):
                         found[i].append(logits[: len(rows[i].chunks[number])])
         for step in range(len(rows[0].decoded)):
             start = np.array([len(row.prompt) + step for row in rows], np.int32)
             tokens = np.array([[row.decoded[step]] for row in rows], np.int32)
-            for logits, new in zip(found, self._call(TokenBatch(tokens, start, start + 1)), strict=True):
+            for logits, new in zip(found, self._call(TokenBatch(tokens, start, start + 1, tuple(self.pages))), strict=True):
                 logits.append(new)
         return [np.concatenate(parts) for parts in found]
 
-    def _prefill(self, rows: list[Row], slot: int, number: int) -> np.ndarray:
-        """Chunk `number` of one row for each data shard; nothing is written for rows that have no more."""
+    def _prefill(self, rows: list[Row], at: list[int], number: int) -> np.ndarray:
+        """Chunk `number` of one row for each data shard, in tiles; rows that have no more write to the page of nobody."""
+        tiles = self.chunk // TILE
         tokens = np.full((len(rows), self.chunk), self.config.vocab_size - 1, np.int32)
-        start = np.array([sum(len(chunk) for chunk in row.chunks[:number]) for row in rows], np.int32)
-        valid = np.array([number < len(row.chunks) for row in rows])
+        start = np.zeros((len(rows), tiles), np.int32)
+        pages = [np.zeros((len(rows), tiles, array.shape[1]), np.int32) for array in self.pages]
         for i, row in enumerate(rows):
-            if valid[i]:
+            if number < len(row.chunks):
                 tokens[i, : len(row.chunks[number])] = row.chunks[number]
-        start[~valid] = 0  # over the row's first tokens, which must stay
-        lengths = np.array([len(row.prompt) for row in rows], np.int32)
-        return self._call(TokenBatch(tokens, start, lengths, np.full(len(rows), slot, np.int32), valid))
+                start[i] = sum(len(chunk) for chunk in row.chunks[:number]) + TILE * np.arange(tiles)
+                for array, whole in zip(pages, self.pages, strict=True):
+                    array[i, : -(-len(row.chunks[number]) // TILE)] = whole[at[i]]
+        lengths = np.repeat([len(row.prompt) for row in rows], tiles).astype(np.int32)
+        batch = TokenBatch(
+            tokens.reshape(-1, TILE), start.reshape(-1), lengths, tuple(array.reshape(-1, array.shape[2]) for array in pages)
+        )
+        return self._call(batch).reshape(len(rows), self.chunk, -1)
 
     def _call(self, batch: TokenBatch) -> np.ndarray:
         logits, self.cache = self.forward(self.leaves, self.cache, batch)

@@ -1,0 +1,136 @@
+"""Attention over the pages of the KV cache: new tokens see those of their sequence that it holds, and each other causally.
+
+A row is T tokens of one sequence, in consecutive positions of one page. Its keys and values are written before any row reads, so
+that rows of one sequence may stand in one batch. Two forms of the same sum: on a CPU a loop goes over a row's pages, as many as
+there are, and reads each where it lies; elsewhere such a loop would wait for the host in every pass, and all rows read as many
+pages as the program is compiled for, a few at a time.
+
+Each page's products are the same code wherever it stands, and pages that a row does not see add exact zeros: its bits do not
+depend on how many pages its neighbours have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.buckets import PAGE, pages_of
+from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
+from jaxllm.decoder.batch import TokenBatch
+from jaxllm.decoder.cache_spec import AXES, LayerCache
+from jaxllm.decoder.kv_cache import where_rows_go, write_rows
+from jaxllm.decoder.layers import add_in_order, dot
+from jaxllm.platforms import choices
+from sharding.layout import Layout
+
+PASS_BYTES = 32 << 20  # keys and values of a pass: they stay in a GPU's second cache
+
+
+def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.Array, spec: AttentionSpec) -> Attend:
+    """Attention over a layer's cache, into which it puts the batch's tokens. `pages` [B, C] are those of the layer's group."""
+    in_a_loop = choices(layout.platform).loops_over_tiles
+    read = partial(read_pages(layout.platform), spec)
+
+    def local(
+        cache: LayerCache, q: jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, start: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
+        page, offset = where_rows_go(pages, start)
+        cache = write_rows(cache, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), page, offset, in_a_loop=in_a_loop)
+        return read(q, cache, pages, start), cache
+
+    lies, heads, rows = layout.spec(AXES), layout.spec(("rows", None, "heads", None)), P("data")
+    specs = (LayerCache(lies, lies), heads, heads, heads, rows, rows)
+    over = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=(heads, LayerCache(lies, lies)), check_vma=False)
+    return lambda q, k, v: over(cache, q, k, v, pages, batch.start)
+
+
+def read_pages(platform: str) -> Callable[[AttentionSpec, jax.Array, LayerCache, jax.Array, jax.Array], jax.Array]:
+    """The form of the sum for a platform; of one device."""
+    return by_rows if choices(platform).loops_over_tiles else by_passes
+
+
+def by_rows(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array) -> jax.Array:
+    """q [B, T, N, H] at positions start [B] + t -> [B, T, N, H] float32, with a running maximum (Milakov and Gimelshein 2018)."""
+    b, t = q.shape[:2]
+    kv_heads = cache.keys.shape[1]
+    q = _folded(q, kv_heads).astype(cache.keys.dtype)
+
+    def row(i: jax.Array, out: jax.Array) -> jax.Array:
+        position, query = start[i] + jnp.arange(t)[:, None], q[i]
+
+        def page(c: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            top, total, y = state
+            at = pages[i, c]
+            scores = spec.capped(dot("kqh,khs->kqs", query, cache.keys[at]))
+            visible = spec.mask(position, c * PAGE + jnp.arange(PAGE)[None, :])
+            scores = jnp.where(visible, scores.reshape(kv_heads, -1, t, PAGE), -jnp.inf).reshape(scores.shape)
+            new_top = jnp.maximum(top, scores.max(axis=-1))
+            p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
+            fade = jnp.exp((top - new_top) * spec.post_max_scale)
+            new = dot("kqs,ksh->kqh", p, cache.values[at])
+            return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
+
+        zeros = jnp.zeros(query.shape, jnp.float32)
+        begin = 0 if spec.window is None else jnp.maximum(start[i] - spec.window + 1, 0) // PAGE
+        _, total, y = jax.lax.fori_loop(begin, (start[i] + t - 1) // PAGE + 1, page, (zeros[..., 0] + LOW, zeros[..., 0], zeros))
+        return jax.lax.dynamic_update_index_in_dim(out, y / total[..., None], i, 0)
+
+    # In the place of the queries: XLA would make the zeros for the results of all layers at once, before the first.
+    return _unfolded(jax.lax.fori_loop(0, b, row, q.astype(jnp.float32)), t)
+
+
+def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array) -> jax.Array:
+    """`by_rows` for a GPU: all rows at once, over all their pages or, with a window, as many as one reaches."""
+    b, t, _, h = q.shape
+    kv_heads, reach = cache.keys.shape[1], pages.shape[1]
+    begin = jnp.zeros_like(start)
+    if spec.window is not None:
+        reach = min(reach, pages_of(spec.window - 1 + t) + 1)
+        begin = jnp.maximum(start - spec.window + 1, 0) // PAGE
+    folded = _folded(q, kv_heads).astype(cache.keys.dtype)
+    width = pages_at_once(b, kv_heads * h * cache.keys.dtype.itemsize, reach)
+    position = (start[:, None] + jnp.arange(t)[None, :])[:, None, :, None]  # b w t s
+
+    def over(i: jax.Array | int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        top, total, y = state
+        c = begin[:, None] + i * width + jnp.arange(width)[None, :]  # b w
+        at = jnp.take_along_axis(pages, c, axis=1, mode="fill", fill_value=0)
+        keys, values = (x.at[at].get(mode="promise_in_bounds") for x in cache)
+        query = jnp.broadcast_to(folded[:, None], (b, width, *folded.shape[1:]))
+        scores = spec.capped(dot("bwkqh,bwkhs->bwkqs", query, keys))
+        visible = spec.mask(position, (c[:, :, None] * PAGE + jnp.arange(PAGE)[None, None, :])[:, :, None, :])  # b w t s
+        by_token = (b, width, kv_heads, -1, t, PAGE)
+        scores = jnp.where(visible[:, :, None, None], scores.reshape(by_token), -jnp.inf).reshape(scores.shape)
+        new_top = jnp.maximum(top, scores.max(axis=(1, 4)))
+        p = jnp.exp((scores - new_top[:, None, ..., None]) * spec.post_max_scale)
+        fade = jnp.exp((top - new_top) * spec.post_max_scale)
+        new = add_in_order(dot("bwkqs,bwksh->bwkqh", p.astype(values.dtype), values), 1)
+        return new_top, total * fade + add_in_order(p.sum(axis=-1), 1), y * fade[..., None] + new
+
+    zeros = jnp.zeros(folded.shape, jnp.float32)
+    state = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
+    passes = -(-reach // width)
+    _, total, y = over(0, state) if passes == 1 else jax.lax.fori_loop(0, passes, over, state)
+    return _unfolded(y / total[..., None], t)
+
+
+def pages_at_once(rows: int, bytes_per_key: int, reach: int) -> int:
+    """Pages of each of so many rows in a pass of `by_passes`, of `reach` pages."""
+    return max(min(PASS_BYTES // (2 * rows * bytes_per_key * PAGE), reach), 1)
+
+
+def _folded(q: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, K * G, H] -> [B, K, G * T, H]."""
+    b, t, n, h = q.shape
+    return q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, n // kv_heads * t, h)
+
+
+def _unfolded(y: jax.Array, t: int) -> jax.Array:
+    """[B, K, G * T, H] -> [B, T, K * G, H]."""
+    b, k, rows, h = y.shape
+    return y.reshape(b, k, rows // t, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, k * rows // t, h)
