@@ -70,14 +70,15 @@ class Engine:
         """Free the pages of cancelled sequences now. Called too when a step was interrupted: where that lost the cache, every
         sequence that had tokens in it is cancelled.
         """
-        if self._cache_is_lost():
+        lost = self._cache_is_lost()
+        if lost:
             self.cache = []
-            for table in self.scheduler.tables:
-                table.clear()
             for sequence in self.scheduler.running:
                 if sequence.cached:
                     self.scheduler.cancel(sequence.id)
         self.scheduler.release_finished()
+        if lost:
+            self.scheduler.forget_pages()
 
     def _cache_is_lost(self) -> bool:
         arrays = [array for layer in self.cache for array in layer]

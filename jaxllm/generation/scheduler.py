@@ -162,11 +162,15 @@ class Scheduler:
 
     def undo(self, step: ScheduledStep) -> None:
         """A step did not run to its end: what its chunks' pages were to hold is not there."""
-        for table in self.tables:
-            table.clear()
+        self.forget_pages()
         for chunk in reversed(step.prefill):
             if chunk.sequence in self.running:
                 self.preempt(chunk.sequence, whole=False)
+
+    def forget_pages(self) -> None:
+        """What the pages hold is not there any more: nothing is shared from before."""
+        for table in self.tables:
+            table.clear()
 
     def check_integrity(self) -> None:
         """Every page is accounted for. Raises AssertionError."""

@@ -280,3 +280,19 @@ def test_an_interrupted_step_leaves_no_page_behind(make_engine: Callable[..., En
         engine.step()
     engine.scheduler.check_integrity()
     assert [s.tokens for s in sequences] == 3 * [alone.tokens]
+
+
+def test_a_lost_cache_is_not_shared_from(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine("tensor", 1)
+    case = Case(list(range(2 * PAGE + 3)), KINDS[0], max_tokens=50, seed=0, stop_ids=())
+    [alone] = run(engine, [case])
+    lost = case.sequence(0)
+    engine.scheduler.add(lost)
+    engine.step(0)
+    for array in jax.tree.leaves(engine.cache):
+        array.delete()  # as a step does that is interrupted
+    engine.drop_cancelled()
+    engine.scheduler.check_integrity()
+    assert lost.finish_reason == "cancelled" and not engine.scheduler.busy
+    [again] = run(engine, [case])
+    assert again.tokens == alone.tokens and again.num_shared == 0
