@@ -112,7 +112,9 @@ class Advice:
     def __str__(self) -> str:
         plan = self.plan
         if not self.remedies and plan.fits:
-            sizes = f", {plan.max_num_seqs} sequences of {plan.max_model_len} tokens" if self.workload == "generate" else ""
+            sizes = ""
+            if self.workload == "generate":
+                sizes = f", {plan.max_num_seqs} sequences of up to {plan.max_model_len} tokens, {plan.sequences} of that length"
             return f"to {self.workload}, auto takes {plan.layout.name}{sizes}"
         remedies = "; ".join(self.remedies) or "a smaller model"
         return f"to {self.workload} does not fit: {plan.nbytes / GIB:.1f} GiB a device at least; what would: {remedies}"
@@ -120,7 +122,8 @@ class Advice:
     def as_json(self) -> dict[str, Any]:
         plan = self.plan
         return {"layout": plan.layout.name, "fits": plan.fits, "max_model_len": plan.max_model_len,
-                "max_num_seqs": plan.max_num_seqs, "nbytes": plan.nbytes, "remedies": self.remedies}  # fmt: skip
+                "max_num_seqs": plan.max_num_seqs, "sequences": plan.sequences, "nbytes": plan.nbytes,
+                "remedies": self.remedies}  # fmt: skip
 
 
 def advise(run: Run) -> Advice:
@@ -156,7 +159,7 @@ def table(found: list[Estimate], config: ModelConfig, here: bool) -> list[str]:
         lines.append(line)
     return [
         *lines,
-        f"A sequence is as long as the model allows, {config.max_position} tokens; tokens/s have "
+        f"A sequence is as long as the model allows, {config.max_position} tokens, and of shorter ones more fit; tokens/s have "
         f"{min(CONTEXT, config.max_position)} in the cache, a prompt {min(PROMPT, config.max_position)}.",
         f"Bytes of weights and cache are exact, those of a step about right; times are by {source}.",
     ]

@@ -103,6 +103,11 @@ class Pool:
         """Pages of the longest sequence, those given back included."""
         return pages_of(self.max_model_len)
 
+    @property
+    def sequences(self) -> int:
+        """The longest sequences that the pages hold at once."""
+        return min((n - 1) // pages_held(window, self.max_model_len) for window, n in self.pages.items())
+
     def nbytes(self, layout: Layout, specs: Iterable[CacheSpec]) -> int:
         """Bytes on each device."""
         return sum(spec.nbytes(layout, self.pages[spec.window]) for spec in specs)

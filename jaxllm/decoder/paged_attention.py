@@ -93,7 +93,8 @@ def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.A
         reach = min(reach, pages_of(spec.window - 1 + t) + 1)
         begin = jnp.maximum(start - spec.window + 1, 0) // PAGE
     folded = _folded(q, kv_heads).astype(cache.keys.dtype)
-    width = pages_at_once(b, kv_heads * h * cache.keys.dtype.itemsize, reach)
+    page_bytes = 2 * b * kv_heads * h * PAGE * cache.keys.dtype.itemsize
+    width = max(min(PASS_BYTES // page_bytes, reach), 1)
     position = (start[:, None] + jnp.arange(t)[None, :])[:, None, :, None]  # b w t s
 
     def over(i: jax.Array | int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -112,16 +113,13 @@ def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.A
         new = add_in_order(dot("bwkqs,bwksh->bwkqh", p.astype(values.dtype), values), 1)
         return new_top, total * fade + add_in_order(p.sum(axis=-1), 1), y * fade[..., None] + new
 
-    zeros = jnp.zeros(folded.shape, jnp.float32)
-    state = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
+    zeros = jnp.zeros(folded.shape[:-1], jnp.float32)
+    # The sum begins with the queries, which the first key fades to nothing: of zeros XLA would make all layers' at once, before
+    # the first.
+    state = (zeros + LOW, zeros, folded.astype(jnp.float32))
     passes = -(-reach // width)
     _, total, y = over(0, state) if passes == 1 else jax.lax.fori_loop(0, passes, over, state)
     return _unfolded(y / total[..., None], t)
-
-
-def pages_at_once(rows: int, bytes_per_key: int, reach: int) -> int:
-    """Pages of each of so many rows in a pass of `by_passes`, of `reach` pages."""
-    return max(min(PASS_BYTES // (2 * rows * bytes_per_key * PAGE), reach), 1)
 
 
 def _folded(q: jax.Array, kv_heads: int) -> jax.Array:

@@ -95,7 +95,7 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
         data=layout.data,
         model=layout.model,
         weight_bytes=weight_bytes(config, layout, dtype),
-        cache_bytes=_one_more(config, layout, dtype),
+        cache_bytes=_sequence_bytes(config, layout, dtype),
         generate_bytes=step_bytes(config, layout, dtype, 1, config.max_position),
         score_bytes=score_bytes(config, layout, dtype),
         sequences=sequences * layout.data,
@@ -116,8 +116,8 @@ def _estimate(config: ModelConfig, layout: Layout, dtype: str, rates: Hardware |
 MOST_SEQUENCES = 1 << 12  # on each data shard
 
 
-def _one_more(config: ModelConfig, layout: Layout, dtype: str) -> int:
-    """Bytes of one more sequence on each data shard, as long as the model allows."""
+def _sequence_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
+    """Bytes on its devices of another sequence as long as the model allows; the first comes with the page of nobody."""
     one, two = (cache_bytes(config, layout, dtype, n * layout.data, config.max_position) for n in (1, 2))
     return two - one
 

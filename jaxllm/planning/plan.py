@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any, Literal
 
 from flax import nnx
@@ -35,7 +36,8 @@ class Run:
 
     Attributes:
       layout: a layout's name, or "auto".
-      max_model_len, max_num_seqs: limits of generating; scoring keeps no cache.
+      max_model_len, max_num_seqs: limits of generating; scoring keeps no cache. Whether a run fits is decided by one sequence as
+        long as that on each data shard, and by the logits of so many.
 
     Raises ValueError for a dtype, length or number of sequences that cannot be.
     """
@@ -64,7 +66,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run, in bytes a device."""
+    """Sizes of a run, in bytes a device.
+
+    Attributes:
+      max_model_len: tokens of the longest sequence.
+      max_num_seqs: most sequences at once, as far as the pages of the cache last.
+      working_bytes: of a step, beside weights and cache.
+      memory: None: not known.
+      pool: pages of the cache.
+    """
 
     layout: Layout
     dtype: str
@@ -72,7 +82,7 @@ class Plan:
     max_num_seqs: int
     weight_bytes: int
     cache_bytes: int
-    working_bytes: int  # of a step, beside weights and cache
+    working_bytes: int
     memory: int | None
     pool: Pool
 
@@ -80,6 +90,11 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes a device: weights, cache and a step's working memory."""
         return self.weight_bytes + self.cache_bytes + self.working_bytes
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of max_model_len tokens that the pages hold at once, all devices together."""
+        return self.layout.data * self.pool.sequences
 
     @property
     def fits(self) -> bool:
@@ -95,7 +110,7 @@ def default_dtype(config: ModelConfig, devices: list[Any]) -> str:
 
 
 def find_plan(run: Run) -> Plan:
-    """The plan of a run, which fills in what it leaves open: the longest context that fits, then the most sequences.
+    """The plan of a run, which fills in what it leaves open: the longest context that fits, then the most sequences and pages.
 
     "auto" is the fastest layout that fits: for generating by the time of one sequence's next token, for scoring by that of full
     steps. On hardware that is not known here generating takes "tensor", and scoring the first that fits, which moves the least.
@@ -134,35 +149,43 @@ def layouts(devices: int) -> list[str]:
 def _sized(run: Run) -> Plan:
     """The plan of a given layout: the longest context of which a sequence fits on each data shard, then the most sequences, then
     the most pages."""
-    layout = run.laid_out()
-    memory = device_memory(layout.mesh.devices.flat[0])
-    weights = weight_bytes(run.config, layout, run.dtype)
     lengths = [run.max_model_len] if run.max_model_len else _halves(run.config.max_position)
     row_choices = [run.max_num_seqs] if run.max_num_seqs else ROWS
-    for length in lengths:
-        for rows in row_choices:
-            pool = Pool.of(run.config, length, length, -(-rows // layout.data))
-            cache, working = 0, score_bytes(run.config, layout, run.dtype)
-            if run.workload == "generate":
-                cache = pool.nbytes(layout, cache_specs(run.config, layout, run.dtype))
-                working = step_bytes(run.config, layout, run.dtype, rows, length)
-            plan = Plan(layout, run.dtype, length, rows, weights, cache, working, memory, pool)
-            if plan.fits:
-                return _with_most_pages(run, plan) if run.workload == "generate" else plan
+    layout = run.laid_out()
+    for length, rows in product(lengths, row_choices):
+        plan = _least(run, layout, length, rows)
+        if plan.fits:
+            return plan if run.workload == "score" else _with_most_pages(run, plan)
     return plan
 
 
+def _least(run: Run, layout: Layout, length: int, rows: int) -> Plan:
+    """The plan with pages for one sequence of `length` on each data shard."""
+    config, dtype, memory = run.config, run.dtype, device_memory(layout.mesh.devices.flat[0])
+    pool = Pool.of(config, length, length, -(-rows // layout.data))
+    cache, working = 0, score_bytes(config, layout, dtype)
+    if run.workload == "generate":
+        cache, working = _pool_bytes(run, layout, pool), step_bytes(config, layout, dtype, rows, length)
+    return Plan(layout, dtype, length, rows, weight_bytes(config, layout, dtype), cache, working, memory, pool)
+
+
 def _with_most_pages(run: Run, plan: Plan) -> Plan:
-    """The plan with as many pages as fit, up to those of all sequences: at their longest, or as they typically are."""
+    """The plan with as many pages as fit and its sequences may need."""
     layout, length, rows = plan.layout, plan.max_model_len, -(-plan.max_num_seqs // plan.layout.data)
-    specs, typical = cache_specs(run.config, layout, run.dtype), choices(layout.platform).typical_length
-    each = length if typical is None else min(length, typical)
 
-    def with_pages(pages: int) -> Plan:
+    def of(pages: int) -> Plan:
         pool = Pool.of(run.config, length, pages * PAGE, rows)
-        return replace(plan, pool=pool, cache_bytes=pool.nbytes(layout, specs))
+        return replace(plan, pool=pool, cache_bytes=_pool_bytes(run, layout, pool))
 
-    return with_pages(largest(lambda pages: with_pages(pages).fits, max(rows * pages_of(each), pages_of(length))))
+    typical = choices(layout.platform).typical_length
+    tokens = rows * length if typical is None else min(rows * length, max(length, rows * typical))
+    # With so many pages the pool holds all sequences at their longest, each of whose last page may not be full.
+    most = rows * pages_of(length) if tokens == rows * length else pages_of(tokens)
+    return of(largest(lambda pages: of(pages).fits, most))
+
+
+def _pool_bytes(run: Run, layout: Layout, pool: Pool) -> int:
+    return pool.nbytes(layout, cache_specs(run.config, layout, run.dtype))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

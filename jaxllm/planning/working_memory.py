@@ -11,23 +11,19 @@ from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE, pages_of
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
-from jaxllm.decoder.paged_attention import pages_at_once
+from jaxllm.decoder.paged_attention import PASS_BYTES
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.platforms import CPU, choices
 from sharding.layout import AMPERE, HOPPER, Layout
-from sharding.padding import round_up
+from sharding.padding import pad_heads, round_up
 
 
 def step_bytes(config: ModelConfig, layout: Layout, dtype: str, rows: int, length: int) -> int:
     """Bytes of a generating step: the larger of prefill and decode."""
-    sizes = _Sizes(config, layout, dtype)
-    tokens, each = MAX_STEP_TOKENS, -(-rows // layout.data)
+    sizes, rows = _Sizes(config, layout, dtype), -(-rows // layout.data)
     if layout.platform == "cpu":
-        return max(sizes.cpu_decode(each), sizes.cpu_prefill(tokens))
-    logits = 3 * max(rows, layout.data * tokens // TILE) * config.vocab_size * 4  # as they come, and what sampling makes of them
-    ffn = max(tokens * 4 * sizes.ffn, sizes.experts(tokens), sizes.experts(each))
-    attention = max(sizes.pages(tokens // TILE, TILE, length), sizes.pages(each, 1, length))
-    return sizes.gathered() + max(ffn + attention, logits)
+        return max(sizes.cpu_decode(rows), sizes.cpu_prefill(MAX_STEP_TOKENS))
+    return max(sizes.decode(rows), sizes.prefill(MAX_STEP_TOKENS, length))
 
 
 def score_bytes(config: ModelConfig, layout: Layout, dtype: str) -> int:
@@ -53,6 +49,9 @@ class _Sizes:
         self.config, self.layout = config, layout
         self.size = jnp.dtype(dtype).itemsize
         self.embed = config.hidden_size
+        heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
+        self.keys = heads.slots // layout.model * config.head_dim
+        self.queries = self.keys * heads.group
         self.ffn = round_up(config.intermediate_size, layout.divisor) // layout.model
         self.vocab = round_up(config.vocab_size, layout.divisor) // layout.model
         self.table = self.vocab * config.table_size * self.size if layout.gathers else 0
@@ -76,24 +75,39 @@ class _Sizes:
         width = max(self.embed, round_up(experts.size, self.layout.divisor) // self.layout.model)
         return self.size * (2 * count * rows * width + tokens * experts.top_k * self.embed)
 
+    def decode(self, rows: int) -> int:
+        """Bytes of decoding on a GPU: its attention reads the pages where they lie."""
+        return self.gathered() + max(self._sampled(rows), self.experts(rows))
+
+    def prefill(self, tokens: int, length: int) -> int:
+        """Bytes of a prefill step on a GPU, each of whose tiles may end a prompt."""
+        layer = tokens * self.embed * self.size + self._passes(tokens, length) + max(tokens * 4 * self.ffn, self.experts(tokens))
+        return self.gathered() + max(layer, self._sampled(tokens // TILE))
+
+    def _passes(self, tokens: int, length: int) -> int:
+        """Bytes of attention over pages: those of a pass, its scores, queries, and results as they were and as they are."""
+        page = 2 * tokens // TILE * self.keys * PAGE * self.size
+        width = max(min(PASS_BYTES // page, pages_of(length)), 1)
+        scores = tokens * self.queries // self.config.head_dim * PAGE * (4 + self.size)
+        return width * (page + scores) + tokens * self.queries * (2 * 4 + self.size)
+
+    def _sampled(self, rows: int) -> int:
+        """Bytes of logits as they come, and of what sampling makes of them."""
+        return 3 * rows * self.config.vocab_size * 4
+
     def cpu_decode(self, rows: int) -> int:
         """Bytes of decoding: logits; in a gathered layout the tables, gathered before the loop, a layer and one more matrix."""
         layer = self.config.layer_params * self.size // self.layout.model if self.layout.gathers else 0
         return self._logits(rows) + self.tables + max(layer + self.matrix, self._converted())
 
-    def pages(self, rows: int, tokens: int, length: int) -> int:
-        """Bytes of a pass of attention over pages, of `rows` of `tokens`: keys and values, scores and sums."""
-        heads, size = -(-self.config.num_heads // self.layout.model), self.config.head_dim
-        key = max(self.config.num_kv_heads // self.layout.model, 1) * size * self.size
-        keys = PAGE * pages_at_once(rows, key, pages_of(length))
-        return rows * (2 * keys * key + tokens * heads * (keys * (8 + self.size) + 8 * size))
-
     def cpu_prefill(self, tokens: int) -> int:
-        """Bytes of a step of tiles, each of which may end a prompt; a table is freed before the logits are whole."""
-        heads, rows = -(-self.config.num_heads // self.layout.model), tokens // TILE
-        attention = tokens * (12 * heads * self.config.head_dim + self.size * self.embed)
-        made = 4 * rows * self.vocab
-        return max(self._cpu(max(self._ffn(tokens, TILE), attention), tokens, made), self._logits(rows))
+        """Bytes of a step's tiles, each of which may end a prompt."""
+        ends = tokens // TILE
+        # The scheduler of gathered layouts, which saves memory, holds the logits once.
+        logits = 4 * ends * self.vocab if self.layout.gathers else self._logits(ends)
+        # Queries and results, keys, values and what is written of either are float32, as the cache.
+        attention = tokens * (4 * (2 * self.queries + 3 * self.keys) + self.size * self.embed)
+        return self._cpu(max(self._ffn(tokens, TILE), attention), tokens, logits)
 
     def cpu_score(self, tokens: int) -> int:
         # The scheduler of gathered layouts, which saves memory, holds one array of logits less.
@@ -115,13 +129,13 @@ class _Sizes:
         """Bytes of a table as float32: so XLA gathers 16-bit numbers on a CPU."""
         return 2 * self.table if self.size == 2 else 0
 
-    def _ffn(self, tokens: int, length: int) -> int:
-        """Bytes of a layer's ffn for `tokens` in rows of `length`: inputs, products, and their sum over the devices."""
+    def _ffn(self, tokens: int, row: int) -> int:
+        """Bytes of a layer's ffn for so many tokens in rows of `row`: inputs, products, and their sum over the devices."""
         if self.config.experts:
             return self.experts(tokens)
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
-        if (splits := ffn_sum_splits(self.layout, self.ffn, length)) > 1:
+        if (splits := ffn_sum_splits(self.layout, self.ffn, row)) > 1:
             return 4 * tokens * ((splits + 1) * self.embed + max(self.ffn, summed * self.embed))
         return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)

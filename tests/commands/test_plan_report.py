@@ -10,7 +10,8 @@ from tiny_checkpoint import CONFIG
 
 from checkpoints.checkpoint import read_config
 from jaxllm.commands.cli import main
-from jaxllm.planning.plan import cache_bytes
+from jaxllm.planning.compiled_report import BATCHES
+from jaxllm.planning.plan import CONTEXT, cache_bytes
 from jaxllm.planning.presets import PRESETS
 from sharding.hardware import absent_devices
 from sharding.layout import make_layout
@@ -25,7 +26,7 @@ def test_the_challenge(capsys: pytest.CaptureFixture[str]) -> None:
     assert (weights, sequence) == ("15.15", "0.76")
     assert rows["replicated"][4:] == ["-"] * 7  # it does not fit: no times
     assert "-" not in rows["gathered"][:8]
-    assert rest[-2].startswith("to generate, auto takes tensor, 64 sequences of 2048 tokens")
+    assert rest[-2].startswith("to generate, auto takes tensor, 64 sequences of up to 2048 tokens, 18 of that length")
     assert rest[-1] == "to score, auto takes gathered"
 
 
@@ -95,8 +96,9 @@ def test_compiled_steps_stand_beside_the_estimates(tmp_path: Path, capsys: pytes
     assert reduces["count"] == 2 * CONFIG["num_hidden_layers"] + 1
     config = read_config(tmp_path)
     layout = make_layout("tensor", absent_devices("2xH100"), config.hidden_size)
-    assert decode["alias_bytes"] == cache_bytes(config, layout, "bfloat16", 8, 1024)
-    assert 0 < decode["argument_bytes"] - decode["alias_bytes"] - estimate["weight_bytes"] < 3000  # the batch
+    context = min(CONTEXT, config.max_position)
+    assert decode["alias_bytes"] == cache_bytes(config, layout, "bfloat16", max(BATCHES), context)
+    assert 0 < decode["argument_bytes"] - decode["alias_bytes"] - estimate["weight_bytes"] < 2000  # the batch
     assert decode["copies"] == []
 
 

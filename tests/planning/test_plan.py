@@ -8,12 +8,11 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxllm.buckets import pages_of
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.estimate import estimates
-from jaxllm.planning.plan import Run, cache_bytes, find_plan, layouts, weight_bytes
+from jaxllm.planning.plan import MEMORY_UTILIZATION, Run, cache_bytes, find_plan, layouts, weight_bytes
 from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.remedies import DoesNotFitError, plan_or_refuse, remedies
 from jaxllm.planning.roofline import StepSeconds, decode_step, score_step, seconds_per_token
@@ -65,8 +64,8 @@ def test_bytes_of_weights_and_cache_are_those_of_the_arrays(model: str, name: st
     steps = Steps(config, layout, "bfloat16")
     leaves = steps.abstract_params()
     assert weight_bytes(config, layout, "bfloat16") == sum(map(held, leaves))
-    each = 8 // layout.data
-    cache = kv.abstract(steps.cache_specs, layout, Pool.of(config, 1024, each * 1024, each).pages)
+    pool = Pool.of(config, 1024, 8 // layout.data * 1024, 8 // layout.data)
+    cache = kv.abstract(steps.cache_specs, layout, pool.pages)
     assert cache_bytes(config, layout, "bfloat16", 8, 1024) == sum(held(x) for layer in cache for x in layer)
 
 
@@ -90,8 +89,9 @@ def test_what_is_said_to_fit_fits_and_no_more(kind: str, model: str, name: str) 
     found = next(one for one in estimates(config, devices, "float16", named(kind)) if one.layout == name)
 
     def fits(rows: int, length: int) -> bool:
+        """Does a run's cache hold so many sequences of this length at once?"""
         plan = find_plan(Run(config, devices, "float16", name, length, rows))
-        return plan.fits and plan.pool.pages[None] > -(-rows // plan.layout.data) * pages_of(length)
+        return plan.fits and plan.sequences >= rows
 
     if found.sequences:
         assert fits(found.sequences, config.max_position)
@@ -105,16 +105,18 @@ RUNS = [
     Run(PRESETS["llama-30b"], absent_devices("2x rtx 4090"), "float16", workload="score"),
     Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float32"),
     Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float16", "replicated"),
-    Run(PRESETS["llama-30b"], absent_devices("3xL4"), "bfloat16", "tensor", 2048, 64),
+    Run(PRESETS["llama-30b"], absent_devices("4xV100"), "float16", "tensor", 2048, 1 << 16),
     Run(PRESETS["llama-7b"], absent_devices("L4"), "float32", max_model_len=2048, max_num_seqs=16),
+    Run(PRESETS["llama-7b"], absent(replace(named("v100"), memory=158 * GB // 10), 1), "float16", max_model_len=2048),
 ]
 REMEDIES = [
     ["4 such devices", "2 x A100-40GB"],
     ["4 such devices", "2 x A100-40GB"],
     ["dtype='float16', which halves the weights", "8 such devices", "4 x A100-40GB"],
     ["layout='gathered'", "4 x A100-80GB"],
-    ["max_model_len=128", "4 such devices", "3 x RTX-4090"],
+    ["layout='gathered'", "max_num_seqs=32768", "16 such devices", "4 x L40S"],
     ["dtype='float16', which halves the weights", "2 such devices", "1 x TPU-v6e"],
+    ["max_model_len=1024", "2 such devices", "1 x TPU-v5e"],
 ]
 
 
@@ -129,6 +131,16 @@ def test_remedies_are_tried(run: Run, expected: list[str]) -> None:
         plan_or_refuse(run)
     for text, _ in found:
         assert text in str(refused.value)
+
+
+def test_sequences_share_what_pages_fit() -> None:
+    """Memory that holds one sequence of the whole context still lets many shorter ones run; what is over becomes pages."""
+    plan = find_plan(Run(PRESETS["llama-30b"], four("v100"), "float16", "tensor"))
+    assert (plan.max_model_len, plan.max_num_seqs, plan.sequences) == (2048, 64, 18)
+    one_page = 60 * 2 * 13 * 64 * 128 * 2  # of keys and values, on one device
+    assert plan.nbytes <= MEMORY_UTILIZATION * named("v100").memory < plan.nbytes + one_page
+    roomy = find_plan(Run(PRESETS["llama-7b"], four("h100"), "float16", "tensor"))
+    assert roomy.sequences == roomy.max_num_seqs == 64
 
 
 def test_a_steps_time_is_its_flops_and_bytes() -> None:

@@ -20,17 +20,18 @@ from sharding.layout import make_layout
 SMOL = replace(PRESETS["smollm2-135m"], num_layers=2)
 # Ungrouped heads, other proportions, a head of its own.
 OTHER = ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)
-LENGTH = 512  # tokens
+LENGTH = 512
 
 
 @pytest.mark.parametrize("config", [SMOL, OTHER], ids=["smollm2", "llama"])
 @pytest.mark.parametrize("name", [*layouts(4), "tensor-1", "gathered-1"])
 def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
-    name, _, alone = name.partition("-1")
+    name, alone, _ = name.partition("-1")
     layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)
     steps = Steps(config, layout, "float32")
 
-    rows, pool = 8 * layout.data, Pool.of(config, LENGTH, 8 * LENGTH, 8)
+    rows = 8 * layout.data
+    pool = Pool.of(config, LENGTH, 8 * LENGTH, 8)
     generating = (programs.prefill(steps, MAX_STEP_TOKENS, pool), programs.decode(steps, rows, pool))
     held = max(one.temp_bytes() for one in generating)
     assert step_bytes(config, layout, "float32", rows, LENGTH) == pytest.approx(held, rel=0.1)
