@@ -25,6 +25,10 @@ class Choices:
         would convert all of the cache, twice, for every token.
       loops_over_tiles: attention goes over pages or pairs of tiles in a loop whose length is data, and the cache is written row
         by row. Elsewhere each pass would wait for the host.
+      turned_keys: pages of keys are written and read as [PAGE, H]. So XLA lays them out on a TPU, where 64 positions fill half a
+        tile; for [H, PAGE] it would copy the keys of all layers before and after each call, to a form of twice the size.
+      hides_writes: write a single row in a loop of one pass, which XLA does not know: it would make no scatter of it, fuse the
+        write into each read, and copy the cache for it.
       token_rungs: tokens of the prefill steps' programs on each data shard, below the most that a step takes.
       row_rungs: rows of the decode steps' programs on each data shard, below the most sequences.
       width_rungs: pages that the programs' attention reaches, below those of the longest sequence; loops need none.
@@ -43,6 +47,8 @@ class Choices:
     sum_splits: int = 1
     float32_cache: bool = False
     loops_over_tiles: bool = False
+    turned_keys: bool = False
+    hides_writes: bool = False
     token_rungs: tuple[int, ...] = (64, 256)
     row_rungs: tuple[int, ...] = (1, 8, 64)
     width_rungs: tuple[int, ...] = (8, 32, 128, 512)
@@ -65,7 +71,7 @@ CPU = Choices(
     few_experts="one by one",
 )
 GPU = Choices(fewest_rows=2, one_round=128)
-TPU = Choices(tables_as_integers=False, grouped_products=True)
+TPU = Choices(turned_keys=True, hides_writes=True, tables_as_integers=False, grouped_products=True)
 
 
 def choices(platform: str) -> Choices:

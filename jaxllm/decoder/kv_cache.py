@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax.stages import Wrapped
 
 from jaxllm.buckets import PAGE
 from jaxllm.decoder.cache_spec import CacheSpec, LayerCache
+from jaxllm.platforms import choices
 from sharding.layout import Layout
 
 Cache = list[LayerCache]
@@ -45,23 +47,33 @@ def zeros(like: jax.ShapeDtypeStruct) -> Wrapped:
 
 
 def write_rows(
-    cache: LayerCache, keys: jax.Array, values: jax.Array, page: jax.Array, offset: jax.Array, *, in_a_loop: bool
+    cache: LayerCache, keys: jax.Array, values: jax.Array, page: jax.Array, offset: jax.Array, platform: str
 ) -> LayerCache:
-    """Put each row's `keys` [B, K, H, T] and `values` [B, K, T, H] into its `page` [B] from `offset` [B] on; of one device.
+    """Put each row's `keys` [B, K, H, T] and `values` [B, K, T, H] into its `page` [B] from `offset` [B] on; of one device."""
+    here, axis = choices(platform), 3
+    if here.turned_keys:
+        cache, keys, axis = cache._replace(keys=cache.keys.swapaxes(2, 3)), keys.swapaxes(2, 3), 2
 
-    `in_a_loop`: row by row, in place of one scatter.
-    """
-    if in_a_loop:
+    def row(i: jax.Array, cache: LayerCache) -> LayerCache:
+        return LayerCache(
+            _put(cache.keys, jax.lax.dynamic_slice_in_dim(keys, i, 1), page[i], offset[i], axis),
+            _put(cache.values, jax.lax.dynamic_slice_in_dim(values, i, 1), page[i], offset[i], 2),
+        )
 
-        def row(i: jax.Array, cache: LayerCache) -> LayerCache:
-            new_keys, new_values = (jax.lax.dynamic_slice_in_dim(x, i, 1) for x in (keys, values))
-            return LayerCache(
-                jax.lax.dynamic_update_slice(cache.keys, new_keys, (page[i], 0, 0, offset[i])),
-                jax.lax.dynamic_update_slice(cache.values, new_values, (page[i], 0, offset[i], 0)),
-            )
+    if here.loops_over_tiles:
+        cache = jax.lax.fori_loop(0, len(keys), row, cache)
+    elif here.hides_writes and len(keys) == 1:
+        cache = jax.lax.fori_loop(0, (page[0] >= 0).astype(jnp.int32), row, cache)
+    else:
+        cache = LayerCache(_scatter(cache.keys, keys, page, offset, axis), _scatter(cache.values, values, page, offset, 2))
+    return cache._replace(keys=cache.keys.swapaxes(2, 3)) if here.turned_keys else cache
 
-        return jax.lax.fori_loop(0, len(keys), row, cache)
-    return LayerCache(_scatter(cache.keys, keys, page, offset, 3), _scatter(cache.values, values, page, offset, 2))
+
+def _put(pool: jax.Array, new: jax.Array, page: jax.Array, offset: jax.Array, axis: int) -> jax.Array:
+    """`_scatter` of one row: `new` [1, ...]."""
+    at: list[Any] = [page, 0, 0, 0]
+    at[axis] = offset
+    return jax.lax.dynamic_update_slice(pool, new, at)
 
 
 def _scatter(pool: jax.Array, new: jax.Array, page: jax.Array, offset: jax.Array, axis: int) -> jax.Array:

@@ -32,7 +32,6 @@ PASS_BYTES = 32 << 20  # keys and values of a pass: they stay in a GPU's second 
 
 def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.Array, spec: AttentionSpec) -> Attend:
     """Attention over a layer's cache, into which it puts the batch's tokens. `pages` [B, C] are those of the layer's group."""
-    in_a_loop = choices(layout.platform).loops_over_tiles
     read = partial(read_pages(layout.platform), spec)
 
     def local(
@@ -40,7 +39,7 @@ def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.
     ) -> tuple[jax.Array, LayerCache]:
         keys, values = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
         page, offset = where_rows_go(pages, start)
-        cache = write_rows(cache, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), page, offset, in_a_loop=in_a_loop)
+        cache = write_rows(cache, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), page, offset, layout.platform)
         return read(q, cache, pages, start), cache
 
     lies, heads, rows = layout.spec(AXES), layout.spec(("rows", None, "heads", None)), P("data")
@@ -51,7 +50,8 @@ def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.
 
 def read_pages(platform: str) -> Callable[[AttentionSpec, jax.Array, LayerCache, jax.Array, jax.Array], jax.Array]:
     """The form of the sum for a platform; of one device."""
-    return by_rows if choices(platform).loops_over_tiles else by_passes
+    here = choices(platform)
+    return by_rows if here.loops_over_tiles else partial(by_passes, turned=here.turned_keys)
 
 
 def by_rows(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array) -> jax.Array:
@@ -84,8 +84,13 @@ def by_rows(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Arr
     return _unfolded(jax.lax.fori_loop(0, b, row, q.astype(jnp.float32)), t)
 
 
-def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array) -> jax.Array:
-    """`by_rows` for a GPU: all rows at once, over all their pages or, with a window, as many as one reaches."""
+def by_passes(
+    spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array, *, turned: bool = False
+) -> jax.Array:
+    """`by_rows` for a GPU: all rows at once, over all their pages or, with a window, as many as one reaches.
+
+    `turned`: keys are read as [PAGE, H].
+    """
     b, t, _, h = q.shape
     kv_heads, reach = cache.keys.shape[1], pages.shape[1]
     begin = jnp.zeros_like(start)
@@ -93,6 +98,7 @@ def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.A
         reach = min(reach, pages_of(spec.window - 1 + t) + 1)
         begin = jnp.maximum(start - spec.window + 1, 0) // PAGE
     folded = _folded(q, kv_heads).astype(cache.keys.dtype)
+    lie, products = (cache.keys.swapaxes(2, 3), "bwkqh,bwksh->bwkqs") if turned else (cache.keys, "bwkqh,bwkhs->bwkqs")
     page_bytes = 2 * b * kv_heads * h * PAGE * cache.keys.dtype.itemsize
     width = max(min(PASS_BYTES // page_bytes, reach), 1)
     position = (start[:, None] + jnp.arange(t)[None, :])[:, None, :, None]  # b w t s
@@ -101,9 +107,9 @@ def by_passes(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.A
         top, total, y = state
         c = begin[:, None] + i * width + jnp.arange(width)[None, :]  # b w
         at = jnp.take_along_axis(pages, c, axis=1, mode="fill", fill_value=0)
-        keys, values = (x.at[at].get(mode="promise_in_bounds") for x in cache)
+        keys, values = (x.at[at].get(mode="promise_in_bounds") for x in (lie, cache.values))
         query = jnp.broadcast_to(folded[:, None], (b, width, *folded.shape[1:]))
-        scores = spec.capped(dot("bwkqh,bwkhs->bwkqs", query, keys))
+        scores = spec.capped(dot(products, query, keys))
         visible = spec.mask(position, (c[:, :, None] * PAGE + jnp.arange(PAGE)[None, None, :])[:, :, None, :])  # b w t s
         by_token = (b, width, kv_heads, -1, t, PAGE)
         scores = jnp.where(visible[:, :, None, None], scores.reshape(by_token), -jnp.inf).reshape(scores.shape)

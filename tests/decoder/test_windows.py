@@ -141,11 +141,13 @@ def test_both_ways_to_attend_agree(monkeypatch: pytest.MonkeyPatch, start: int, 
     table, begins = jnp.asarray(np.stack([0 * own, own, 0 * own]), jnp.int32), jnp.array([0, start, 0])
     new_keys, new_values = (jnp.tile(x[None, start : start + tokens], (3, 1, 1, 1)) for x in (keys, values))
     new = (new_keys.transpose(0, 2, 3, 1), new_values.swapaxes(1, 2), *where_rows_go(table, begins))
-    by_scatter, by_loop = (write_rows(cache, *new, in_a_loop=in_a_loop) for in_a_loop in (False, True))
-    assert all(np.array_equal(one[1:], other[1:]) for one, other in zip(by_scatter, by_loop, strict=True))
+    by_loop, *by_scatter = (write_rows(cache, *new, platform) for platform in ("cpu", "gpu", "tpu"))
+    for other in by_scatter:
+        assert all(np.array_equal(one[1:], another[1:]) for one, another in zip(by_loop, other, strict=True))
     cache = by_loop
     spec = AttentionSpec(0.4, 0, window)
-    found = [by_rows(spec, q, cache, table, begins)[1], by_passes(spec, q, cache, table, begins)[1]]
+    found = [by_rows(spec, q, cache, table, begins)[1]]
+    found += [by_passes(spec, q, cache, table, begins, turned=turned)[1] for turned in (False, True)]
     monkeypatch.setattr(paged_attention, "PASS_BYTES", 1 << 16)
     found.append(by_passes(spec, q, cache, table, begins)[1])
     position = np.arange(start + tokens)
