@@ -50,7 +50,7 @@ def decode(steps: Steps, rows: int, pool: Pool, *, random: bool = False, width: 
     sampling = empty_sampling_batch(rows, filters=random)
     batch = empty_decode_batch(rows, len(pool.pages), width or pool.width, sampling)
     args = (steps.abstract_params(), _cache(steps, pool), abstract_batch(steps.layout, batch))
-    return StepProgram(f"decode of {rows} rows{_reach(width)}", steps.decode, args, {})
+    return StepProgram(f"decode of {rows} rows{_how(random, width)}", steps.decode, args, {})
 
 
 def prefill(steps: Steps, tokens: int, pool: Pool, *, random: bool = False, width: int | None = None) -> StepProgram:
@@ -58,11 +58,12 @@ def prefill(steps: Steps, tokens: int, pool: Pool, *, random: bool = False, widt
     batch, last = empty_token_batch(steps.layout, tokens, len(pool.pages), width or pool.width)
     batch = abstract_batch(steps.layout, (batch, last, empty_sampling_batch(len(last), filters=random)))
     args = (steps.abstract_params(), _cache(steps, pool), *batch)
-    return StepProgram(f"prefill of {tokens} tokens{_reach(width)}", steps.prefill, args, {})
+    return StepProgram(f"prefill of {tokens} tokens{_how(random, width)}", steps.prefill, args, {})
 
 
-def _reach(width: int | None) -> str:
-    return "" if width is None else f" up to position {width * PAGE}"
+def _how(random: bool, width: int | None) -> str:
+    reach = "" if width is None else f" up to position {width * PAGE}"
+    return f"{reach}, sampled" if random else reach
 
 
 def score(steps: Steps, tokens: int, width: int) -> StepProgram:
