@@ -8,8 +8,8 @@ from functools import partial
 
 import jax
 import pytest
+from pools import full_pool
 
-from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
@@ -17,31 +17,36 @@ from sharding.hlo import analyse
 from sharding.layout import make_layout
 
 CONFIG = replace(PRESETS["smollm2-135m"], num_layers=2, vocab_size=500)
-POOL = Pool.of(CONFIG, 512, 8 * 512, 8)
 
 
-@pytest.mark.parametrize("rows", [1, 8])
+LENGTH = 1024
+PREFILL, DECODE = partial(programs.prefill, tokens=512), partial(programs.decode, rows=8)
+
+
+@pytest.mark.parametrize("step", ["prefill", "decode of a row each", "decode"])
 @pytest.mark.parametrize(("layout_name", "devices"), [("tensor", 1), ("tensor", 4), ("replicated", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_decode_copies_no_page(layout_name: str, devices: int, rows: int, dtype: str) -> None:
+def test_no_step_copies_the_cache(layout_name: str, devices: int, step: str, dtype: str) -> None:
     layout = make_layout(layout_name, jax.devices()[:devices], CONFIG.hidden_size)
-    steps, pool = Steps(CONFIG, layout, dtype), Pool.of(CONFIG, 1024, rows * 1024, rows)
-    program = analyse(programs.decode(steps, rows * layout.data, pool).compile())
-    whole = pool.nbytes(layout, steps.cache_specs)
-    one = whole // CONFIG.num_layers // 2  # the keys, or the values, of a layer
-    assert program.large_copies(one) == []
+    steps, rows = Steps(CONFIG, layout, dtype), layout.data * (1 if step == "decode of a row each" else 8)
+    pool = full_pool(CONFIG, layout, rows, LENGTH)
+    one = programs.prefill(steps, 512, pool) if step == "prefill" else programs.decode(steps, rows, pool)
+    program, whole = analyse(one.compile()), pool.nbytes(layout, steps.cache_specs)
+    array = whole // CONFIG.num_layers // 2  # the keys, or the values, of a layer
+    assert program.large_copies(array) == []
     assert program.memory is not None
     assert program.memory.alias == whole
-    assert program.memory.temp < one or one < 1 << 20
+    assert program.memory.temp < array or array < 1 << 20 or step == "prefill"
 
 
 @pytest.mark.parametrize("layout_name", ["tensor", "replicated", "gathered"])
-@pytest.mark.parametrize("of", [partial(programs.prefill, tokens=512, pool=POOL), partial(programs.decode, rows=8, pool=POOL)])
+@pytest.mark.parametrize("of", [PREFILL, DECODE])
 def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.StepProgram]) -> None:
     layout = make_layout(layout_name, jax.devices()[:4], CONFIG.hidden_size)
+    pool = full_pool(CONFIG, layout, 8, LENGTH)
 
     def temporaries(layers: int) -> int:
-        return of(Steps(replace(CONFIG, num_layers=layers), layout, "float32")).temp_bytes()
+        return of(Steps(replace(CONFIG, num_layers=layers), layout, "float32"), pool=pool).temp_bytes()
 
     assert temporaries(6) - temporaries(3) < CONFIG.layer_params * 4 / 10
 
@@ -49,5 +54,5 @@ def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.S
 def test_decode_holds_no_copy_of_a_16_bit_embedding() -> None:
     config = replace(CONFIG, vocab_size=8000)
     layout = make_layout("tensor", jax.devices()[:1], config.hidden_size)
-    held = programs.decode(Steps(config, layout, "bfloat16"), 1, POOL).temp_bytes()
+    held = programs.decode(Steps(config, layout, "bfloat16"), 1, full_pool(config, layout, 1, 256)).temp_bytes()
     assert held < config.vocab_size * config.hidden_size
