@@ -5,6 +5,8 @@ The blocks are unrolled in the program, not scanned: stacked layers under `scan`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -97,38 +99,52 @@ class Decoder(nnx.Module):
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
         pages = dict(zip(windows(self.config), batch.pages, strict=True))
-        pairs = zip(cache, self._attention_specs(), strict=True)
-        attends = [over_pages(self.layout, layer, batch, pages[spec.window], spec) for layer, spec in pairs]
-        return self._run(batch.tokens, positions, batch.lengths, attends, defer_gathers=True)
+        given = [(own, batch.start, pages[layer.window]) for own, layer in zip(cache, self.config.layers, strict=True)]
+        over = partial(over_pages, self.layout)
+        return self._run(batch.tokens, positions, batch.lengths, over, given, defer_gathers=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
-        attends = [over_trees(self.layout, batch, width, spec) for spec in self._attention_specs()]
+        given = [(batch.position, batch.end, batch.first, batch.key_tiles)] * self.config.num_layers
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        return self._run(batch.tokens, batch.position, lengths, attends, defer_gathers=False)[0]
-
-    def _attention_specs(self) -> list[AttentionSpec]:
-        return [AttentionSpec.of(self.config, layer) for layer in self.config.layers]
+        over = partial(over_trees, self.layout, width)
+        return self._run(batch.tokens, batch.position, lengths, over, given, defer_gathers=False)[0]
 
     def _run(
-        self, tokens: Any, positions: Any, lengths: Any, attends: list[Attend], defer_gathers: bool
+        self, tokens: Any, positions: Any, lengths: Any, over: Callable[..., Attend], given: list[Any], defer_gathers: bool
     ) -> tuple[jax.Array, Any]:
-        """`defer_gathers`: each layer's weights are gathered when the one before is done (`_after`); with experts always."""
-        x = self._embed(jnp.asarray(tokens), positions)
-        ropes = [layer.rope for layer in self.config.layers]
+        """`over(spec, *given[i])` is layer i's attention.
+
+        `defer_gathers`: each layer's weights are gathered when the one before is done; with experts always.
+        """
+        x, layers = self._embed(jnp.asarray(tokens), positions), self.config.layers
         # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
         angles = {
             rope: jax.lax.optimization_barrier(rope_angles(rope, self.config.head_dim, positions, lengths))
-            for rope in dict.fromkeys(ropes)
+            for rope in dict.fromkeys(layer.rope for layer in layers)
             if rope is not None
         }
-        layers, blocks = [], list(self.blocks)
-        for i, (attend, rope) in enumerate(zip(attends, ropes, strict=True)):
-            if (defer_gathers or self.config.experts) and self.layout.gathered and i + 1 < len(blocks):
-                x, blocks[i + 1] = _after(x, blocks[i + 1])
-            x, layer = blocks[i](x, None if rope is None else angles[rope], attend)
-            layers.append(layer)
-        return x, layers
+        weights, caches = [nnx.state(block) for block in self.blocks], []
+        run = {layer: self._layer(over, layer) for layer in dict.fromkeys(layers)}
+        for i, layer in enumerate(layers):
+            if (defer_gathers or self.config.experts) and self.layout.gathered and i + 1 < len(weights):
+                # The next layer's are gathered when `x` is there: with few tokens to hide gathers behind, or where experts run
+                # in loops, XLA for Hopper begins those of all layers at once, and holds the whole model.
+                x, weights[i + 1] = jax.lax.optimization_barrier((x, weights[i + 1]))
+            x, own = run[layer](weights[i], x, None if layer.rope is None else angles[layer.rope], given[i])
+            caches.append(own)
+        return x, caches
+
+    def _layer(self, over: Callable[..., Attend], layer: Layer) -> Callable[..., tuple[jax.Array, LayerCache | None]]:
+        """What all layers of one kind do, under a `jit` of its own: traced for the first of them, and inlined by XLA in all."""
+        graph = nnx.graphdef(self.blocks[self.config.layers.index(layer)])
+        spec = AttentionSpec.of(self.config, layer)
+
+        def run_layer(weights: Any, x: jax.Array, angles: Angles | None, given: Any) -> tuple[jax.Array, LayerCache | None]:
+            block: Block = nnx.merge(graph, weights)
+            return block(x, angles, over(spec, *given))
+
+        return jax.jit(run_layer)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Tokens [B, T] -> input of the first block, [B, T, D]."""
@@ -168,14 +184,3 @@ class Decoder(nnx.Module):
         scale, cap = self.config.logit_scale, self.config.logit_cap
         y = products if scale == 1 else products * scale
         return cap * jnp.tanh(y / cap) if cap else y
-
-
-def _after(x: jax.Array, block: Block) -> tuple[jax.Array, Block]:
-    """`x`, and `block` with weights that are gathered only when `x` is there.
-
-    With few tokens to hide gathers behind, or where experts run in loops, XLA for Hopper begins those of all layers at once, and
-    holds the whole model.
-    """
-    graph, state = nnx.split(block)
-    x, state = jax.lax.optimization_barrier((x, state))
-    return x, nnx.merge(graph, state)

@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.buckets import PAGE, pages_of
 from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
-from jaxllm.decoder.batch import TokenBatch
 from jaxllm.decoder.cache_spec import AXES, LayerCache
 from jaxllm.decoder.kv_cache import where_rows_go, write_rows
 from jaxllm.decoder.layers import add_in_order, dot
@@ -30,8 +29,11 @@ from sharding.layout import Layout
 PASS_BYTES = 32 << 20  # keys and values of a pass: they stay in a GPU's second cache
 
 
-def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.Array, spec: AttentionSpec) -> Attend:
-    """Attention over a layer's cache, into which it puts the batch's tokens. `pages` [B, C] are those of the layer's group."""
+def over_pages(layout: Layout, spec: AttentionSpec, cache: LayerCache, start: jax.Array, pages: jax.Array) -> Attend:
+    """Attention over a layer's cache, into which it puts rows of tokens that begin at positions `start` [B].
+
+    `pages` [B, C] are those of the layer's group.
+    """
     read = partial(read_pages(layout.platform), spec)
 
     def local(
@@ -45,7 +47,7 @@ def over_pages(layout: Layout, cache: LayerCache, batch: TokenBatch, pages: jax.
     lies, heads, rows = layout.spec(AXES), layout.spec(("rows", None, "heads", None)), P("data")
     specs = (LayerCache(lies, lies), heads, heads, heads, rows, rows)
     over = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=(heads, LayerCache(lies, lies)), check_vma=False)
-    return lambda q, k, v: over(cache, q, k, v, pages, batch.start)
+    return lambda q, k, v: over(cache, q, k, v, pages, start)
 
 
 def read_pages(platform: str) -> Callable[[AttentionSpec, jax.Array, LayerCache, jax.Array, jax.Array], jax.Array]:

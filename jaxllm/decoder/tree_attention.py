@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
-from jaxllm.decoder.batch import PackedBatch
 from jaxllm.decoder.layers import dot
 from jaxllm.platforms import choices
 from sharding.layout import Layout
@@ -33,8 +32,10 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(query, np.arange(len(reach) + 1)).astype(np.int32), key.astype(np.int32)
 
 
-def over_trees(layout: Layout, batch: PackedBatch, width: int, spec: AttentionSpec) -> Attend:
-    """Attention in which tokens see their ancestors and themselves.
+def over_trees(
+    layout: Layout, width: int, spec: AttentionSpec, position: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array
+) -> Attend:
+    """Attention in which tokens see their ancestors and themselves; the arrays are a `PackedBatch`'s.
 
     `width`: the most key tiles that any query tile sees; a CPU needs none.
     """
@@ -45,7 +46,7 @@ def over_trees(layout: Layout, batch: PackedBatch, width: int, spec: AttentionSp
         return jnp.stack([one(*row) for row in zip(*arrays, strict=True)])
 
     over = jax.shard_map(local, mesh=layout.mesh, in_specs=(heads,) * 3 + (rows,) * 4, out_specs=heads, check_vma=False)
-    return lambda q, k, v: (over(q, k, v, batch.position, batch.end, batch.first, batch.key_tiles), None)
+    return lambda q, k, v: (over(q, k, v, position, end, first, key_tiles), None)
 
 
 def _tiled(x: jax.Array, heads: int) -> jax.Array:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import pytest
 from pools import full_pool
 
+from jaxllm.decoder.attention import Attention
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
@@ -56,3 +58,21 @@ def test_decode_holds_no_copy_of_a_16_bit_embedding() -> None:
     layout = make_layout("tensor", jax.devices()[:1], config.hidden_size)
     held = programs.decode(Steps(config, layout, "bfloat16"), 1, full_pool(config, layout, 1, 256)).temp_bytes()
     assert held < config.vocab_size * config.hidden_size
+
+
+@pytest.mark.parametrize("of", [PREFILL, DECODE])
+def test_layers_of_one_kind_are_traced_once(of: Callable[..., programs.StepProgram], monkeypatch: pytest.MonkeyPatch) -> None:
+    traced, attention = [], Attention.__call__
+
+    def counted(self: Attention, *args: Any) -> Any:
+        traced.append(self)
+        return attention(self, *args)
+
+    monkeypatch.setattr(Attention, "__call__", counted)
+    layout = make_layout("tensor", jax.devices()[:1], CONFIG.hidden_size)
+    config = replace(CONFIG, num_layers=6, windows=(64, None))
+    text = of(Steps(config, layout, "float32"), pool=full_pool(config, layout, 8, LENGTH)).compile().as_text()
+    assert len(traced) == 2
+    assert text is not None
+    assert "run_layer" in text  # the name of what was one function, and is inlined
+    assert " call(" not in text
