@@ -12,9 +12,8 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 
@@ -28,9 +27,9 @@ from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
 from jaxllm.execution.sampling import LOGPROBS_MODES
-from jaxllm.execution.steps import MAX_STEPS, Steps
-from jaxllm.fair_lock import FairLock
+from jaxllm.execution.steps import Steps
 from jaxllm.generation.engine import Engine
+from jaxllm.generation.loop import STREAM_STEPS, EngineLoop
 from jaxllm.generation.request import Request, RequestMaker
 from jaxllm.generation.scheduler import Statistics
 from jaxllm.planning.plan import Run, default_dtype
@@ -59,7 +58,7 @@ from sharding.mesh import pick_devices
 
 Prompts = Prompt | Sequence[Prompt]
 
-STREAM_STEPS = 8  # tokens between two looks at the text
+T = TypeVar("T")
 _LOG = logging.getLogger("jaxllm")
 
 
@@ -156,7 +155,9 @@ class LLM:
         )
         self._said_defaults = False
         self._progress = progress
-        self._lock = FairLock()
+        self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
+        self._engine: Engine | None = None
+        self._loop = EngineLoop(lambda: self.engine)
         self._process = os.getpid()
         self._request_maker = RequestMaker(self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed)
         self._params: Future[list[jax.Array]] = Future()
@@ -181,18 +182,21 @@ class LLM:
     def _steps(self) -> Steps:
         return Steps(self.config, self.plan.layout, self.plan.dtype, self._logprobs_mode)
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """What generates."""
-        return Engine(
-            self._steps,
-            self._params.result(),
-            pool=self.plan.pool,
-            max_num_seqs=self.plan.max_num_seqs,
-            max_num_batched_tokens=self._step_tokens,
-            enable_prefix_caching=self._enable_prefix_caching,
-            on_program=self._progress.say,
-        )
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(
+                    self._steps,
+                    self._params.result(),
+                    pool=self.plan.pool,
+                    max_num_seqs=self.plan.max_num_seqs,
+                    max_num_batched_tokens=self._step_tokens,
+                    enable_prefix_caching=self._enable_prefix_caching,
+                    on_program=self._progress.say,
+                )
+            return self._engine
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -256,7 +260,7 @@ class LLM:
         requests = parse_score_requests(requests)
         packing = self.pack(requests, truncate=truncate)
         scores: list[Score | None] = [None] * len(packing.pairs)
-        for done, (i, score) in enumerate(self._locked(self.scorer.run(packing)), start=1):
+        for done, (i, score) in enumerate(self._between_steps(self.scorer.run(packing)), start=1):
             scores[i] = score
             if progress is not None:
                 progress(done, len(scores))
@@ -365,18 +369,15 @@ class LLM:
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
         with progress_bar(use_tqdm, len(requests)) as bar:
-            before = 0
-            for unfinished in self._run_until_done(requests, MAX_STEPS):
-                if unfinished != before:
-                    bar.update(sum(request.finished for request in requests) - bar.n)
-                before = unfinished
+            for _ in self._loop.submit(requests):
+                bar.update(sum(request.finished for request in requests) - bar.n)
         return [request.output() for request in requests]
 
     def _pieces(self, request: Request) -> Generator[str]:
         sent = 0
-        with closing(self._run_until_done([request], STREAM_STEPS)) as steps:
-            for _ in steps:
-                text = request.samples[0].settled
+        with closing(iter(self._loop.submit([request], STREAM_STEPS))) as news:
+            for _ in news:
+                text = request.samples[0].shown
                 if len(text) > sent:
                     yield text[sent:]
                     sent = len(text)
@@ -395,59 +396,32 @@ class LLM:
         with self._exclusive():
             return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 
-    def _run_until_done(self, requests: list[Request], max_tokens: int) -> Generator[int]:
-        """Run the engine until the requests have ended, looking at their texts after each step of at most `max_tokens` a row.
-
-        Yields the number of samples that have not ended.
-
-        Whoever waits, in whatever thread, runs everybody's sequences; between two steps the lock goes to the next.
-        """
-        unfinished = [sample for request in requests for sample in request.samples]
-        if any(s.sequence.params.stops for s in unfinished):
-            max_tokens = min(max_tokens, 2 * STREAM_STEPS)  # what is decoded past a stop string is wasted
-        try:
-            with self._exclusive():
-                for sample in unfinished:
-                    self.engine.scheduler.add(sample.sequence)
-            while unfinished:
-                with self._exclusive():
-                    if not all(sample.finished for sample in unfinished):  # by another's step
-                        self.engine.step(max_tokens)
-                    # All that run, for another stream's step may have run these too; the rest waits: first come, first served.
-                    for sample in takewhile(lambda sample: sample.started, unfinished):
-                        if (found := sample.update()) is not None:
-                            self.engine.scheduler.finish(sample.sequence, "stop", found.stop, keep=found.keep)
-                unfinished = [sample for sample in unfinished if not sample.finished]
-                yield len(unfinished)
-        finally:
-            if unfinished:
-                with self._exclusive():
-                    for sample in unfinished:
-                        self.engine.scheduler.cancel(sample.sequence.id)
-                    self.engine.drop_cancelled()
-
     # Threads and processes
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One thread at a time. Raises RequestError in a forked process, before it waits for a lock that nobody there holds."""
+    def _check_process(self) -> None:
+        """Raises RequestError in a forked process, before it waits for a thread that is not there."""
         if os.getpid() != self._process:
             raise RequestError(
                 f"this LLM belongs to process {self._process}, and a forked one has not its devices: make the LLM in the process "
                 "that uses it, and start that with multiprocessing's spawn"
             )
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One thread at a time."""
+        self._check_process()
         with self._lock:
             yield
 
-    def _locked(self, results: Iterator[Any]) -> Iterator[Any]:
-        """The results, each made while no other thread queues work on the devices: in another order on each they would wait."""
+    def _between_steps(self, results: Iterator[T]) -> Iterator[T]:
+        """The results, each made by the thread that has the devices."""
         end = object()
         while True:
-            with self._exclusive():
-                result = next(results, end)
+            self._check_process()
+            result = self._loop.run(lambda: next(results, end))
             if result is end:
                 return
-            yield result
+            yield result  # type: ignore[misc]
 
     def __reduce__(self) -> str:
         raise TypeError("an LLM holds devices and cannot be pickled or copied: make it in the process that uses it")

@@ -63,7 +63,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "accelerate": ("bench.peers",),
     "gguf": ("checkpoints",),
-    "jaxllm.generation.engine": ("bench", "jaxllm.generation.engine", "jaxllm.integrations", "jaxllm.llm"),
+    "jaxllm.generation.engine": ("bench", "jaxllm.generation.engine", "jaxllm.generation.loop", "jaxllm.llm"),
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
     "torch": ("bench.peers", "checkpoints.torch_files"),

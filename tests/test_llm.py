@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.hub import resolve
 from jaxllm import LLM, RequestError, RequestOutput, SamplingParams
+from jaxllm.generation.detokenizer import Detokenizer
+from jaxllm.generation.loop import Submission
 from jaxllm.llm import Progress
 from jaxllm.planning import plan as plan_module
 from jaxllm.planning.plan import MEMORY_UTILIZATION
@@ -51,8 +55,9 @@ def shared(folder: Path) -> LLM:
 def llm(shared: LLM) -> Iterator[LLM]:
     """The one LLM of these tests, which each leaves idle."""
     yield shared
-    shared.engine.drop_cancelled()
+    shared._loop.join()
     assert not shared.engine.scheduler.busy
+    shared.engine.scheduler.check_integrity()
 
 
 def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
@@ -289,18 +294,18 @@ def test_a_stream_shows_its_first_token_at_once(llm: LLM) -> None:
 def test_leaving_a_stream_cancels_it(llm: LLM) -> None:
     for _ in llm.stream("abc", text_params(max_tokens=200)):
         break
+    llm._loop.join()
     assert not llm.engine.scheduler.running
     expected = tokens(llm.generate("abc", GREEDY))
     stream = llm.stream("abc", text_params(max_tokens=200))
     next(stream)
     assert tokens(llm.generate("abc", GREEDY)) == expected  # beside it
-    assert llm.engine.scheduler.busy
     stream.close()
+    llm._loop.join()
     assert not llm.engine.scheduler.running
 
 
 def test_streams_side_by_side_are_each_whole(llm: LLM) -> None:
-    """Whichever is asked for its next piece runs them all."""
     params = [text_params(seed=i, max_tokens=30 + 10 * i) for i in range(6)]  # more than there are slots
     expected = [llm.generate("abc", p)[0].outputs[0].text for p in params]
     streams = [llm.stream("abc", p) for p in params]
@@ -313,54 +318,99 @@ def test_streams_side_by_side_are_each_whole(llm: LLM) -> None:
 # Interruptions
 
 
-def interrupt_after(llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
-    """Ctrl-C comes once, while a step has consumed the cache and not yet given it back."""
-    step = getattr(llm.engine.steps, name)
-    count = itertools.count(1)
+def interrupt_wait(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Ctrl-C comes once, while the caller waits, when so much news has come."""
+    wait, count = threading.Event.wait, itertools.count()
 
-    def interrupted(*args: Any, **options: Any) -> Any:
-        result = step(*args, **options)
-        if next(count) == calls:
+    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+        if self in waited and next(count) == after:
             raise KeyboardInterrupt
-        return result
+        return wait(self, timeout)
 
-    monkeypatch.setattr(llm.engine.steps, name, interrupted)
+    waited: list[threading.Event] = []
+    begin = Submission.__init__
+
+    def noted(self: Submission, *args: Any) -> None:
+        begin(self, *args)
+        waited.append(self._news)
+
+    monkeypatch.setattr(Submission, "__init__", noted)
+    monkeypatch.setattr(threading.Event, "wait", interrupted)
 
 
-@pytest.mark.parametrize("step", ["prefill", "decode"])
-def test_after_ctrl_c_it_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+@pytest.mark.parametrize("after", [0, 2])
+def test_after_ctrl_c_it_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     prompts = ["abc", "defg", "h", "ij", "k", "l"]
     expected = tokens(llm.generate(prompts, GREEDY))
-    interrupt_after(llm, monkeypatch, step, 2)
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=150, ignore_eos=True))
+    with monkeypatch.context() as patch:
+        interrupt_wait(patch, after)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts, SamplingParams(temperature=0, max_tokens=150, ignore_eos=True))
+    llm._loop.join()
     assert not llm.engine.scheduler.busy
     assert tokens(llm.generate(prompts, GREEDY)) == expected
 
 
-def test_ctrl_c_beside_a_stream_ends_the_stream(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_stream_beside_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "".join(llm.stream("abc", text_params(max_tokens=200)))
     stream = llm.stream("abc", text_params(max_tokens=200))
     first = next(stream)
-    interrupt_after(llm, monkeypatch, "decode", 1)
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate("abc", GREEDY)
-    rest = "".join(stream)
-    assert llm.generate("abc", text_params())[0].outputs[0].text.startswith(first + rest)
-
-
-def test_ctrl_c_between_steps_keeps_the_stream_beside_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = "".join(llm.stream("abc", text_params()))
-    stream = llm.stream("abc", text_params())
-    first = next(stream)
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "step", interrupted)
+        interrupt_wait(patch, 0)
         with pytest.raises(KeyboardInterrupt):
             llm.generate("xyz", GREEDY)
     assert first + "".join(stream) == expected
+
+
+@pytest.mark.parametrize("step", ["prefill", "decode"])
+def test_a_step_that_fails_ends_its_own_requests_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """It fails when it has consumed the cache and not yet given it back: the others are computed again."""
+    expected = "".join(llm.stream("abc", text_params(max_tokens=200)))
+    stream = llm.stream("abc", text_params(max_tokens=200))
+    first = next(stream)
+    of = getattr(llm.engine.programs, step)
+
+    def failing(*args: Any) -> Any:
+        program = of(*args)
+
+        def run(*args: Any) -> Any:
+            program(*args)
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(llm.engine.programs, step, of)
+        return run
+
+    monkeypatch.setattr(llm.engine.programs, step, failing)
+
+    def both() -> None:
+        llm.generate(["xyz", "abc"], GREEDY)
+        list(stream)  # which may have been the one that decoded
+
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        both()
+    if step == "prefill":
+        assert first + "".join(stream) == expected
+    llm._loop.join()
+    llm.engine.scheduler.check_integrity()
+    assert "".join(llm.stream("abc", text_params(max_tokens=200))) == expected
+
+
+def test_an_error_in_one_text_leaves_the_others(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = llm.generate(["abc", "xyz"], GREEDY)
+    push = Detokenizer.push
+
+    def failing(self: Detokenizer, token: int) -> bool:
+        if bytes(i for i in self.ids[:4] if i < 256).startswith(b"def"):
+            raise ValueError("no such token")
+        return push(self, token)
+
+    monkeypatch.setattr(Detokenizer, "push", failing)
+    with ThreadPoolExecutor(3) as pool:
+        bad = pool.submit(llm.generate, "def", GREEDY)
+        good = [pool.submit(llm.generate, prompt, GREEDY) for prompt in ("abc", "xyz")]
+        with pytest.raises(ValueError, match="no such token"):
+            bad.result()
+        assert [tokens(found.result()) for found in good] == [tokens([one]) for one in expected]
 
 
 # Mistakes, each answered with a sentence

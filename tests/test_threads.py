@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,6 @@ from paths import ROOT
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, RequestError, SamplingParams
-from jaxllm.fair_lock import FairLock
 
 LETTERS = {ord(c): 12.0 for c in "abcde "}
 
@@ -36,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(folder: Path) -> Iterator[LLM]:
     llm = LLM(folder, devices=2, layout="replicated", max_num_seqs=4)
     yield llm
+    llm._loop.join()
     assert not llm.engine.scheduler.busy
+    llm.engine.scheduler.check_integrity()
 
 
 def params(i: int) -> SamplingParams:
@@ -109,45 +109,8 @@ def test_a_stream_may_be_left_in_another_thread_than_it_began_in(llm: LLM) -> No
     next(stream)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(stream.close).result()
+    llm._loop.join()
     assert not llm.engine.scheduler.running
-
-
-def test_the_lock_goes_to_who_waits() -> None:
-    """A plain lock mostly goes back to the thread that has just let it go."""
-    lock, order = FairLock(), []
-    waiting = threading.Event()
-
-    def other() -> None:
-        waiting.set()
-        with lock:
-            order.append("other")
-
-    with lock:
-        thread = threading.Thread(target=other)
-        thread.start()
-        waiting.wait()
-        deadline = time.monotonic() + 10
-        while _is_free(lock._next):
-            assert time.monotonic() < deadline
-    for _ in range(3):
-        with lock:
-            order.append("first")
-    thread.join()
-    assert order == ["other", "first", "first", "first"]
-
-
-def _is_free(lock: Any) -> bool:
-    free = lock.acquire(blocking=False)
-    if free:
-        lock.release()
-    return bool(free)
-
-
-def test_a_thread_may_take_its_lock_twice() -> None:
-    lock = FairLock()
-    with lock, lock:
-        pass
-    assert ThreadPoolExecutor(1).submit(lock.__enter__).result(timeout=10) is None
 
 
 @pytest.mark.parametrize("use", [pickle.dumps, copy.copy, copy.deepcopy])

@@ -73,39 +73,77 @@ class LogitsPenalties(NamedTuple):
     bad_words: Array | None = None
 
 
+class ListedPenalties(NamedTuple):
+    """`LogitsPenalties` as the host sends them: lists of tokens, of which the device makes what is as wide as the vocabulary.
+
+    Attributes:
+      min_tokens, repetition, presence, frequency, bad_words: as there.
+      other_bias: [B] float32, added to the logits of tokens without a bias of their own: 0, or -inf where no other is allowed.
+      bias_ids, bias: [B, K] int32 and float32, tokens with a bias of their own, and that; -1 fills the ids.
+      prompt: [B] int32, tokens of the prompt.
+      tokens: [B, S] int32, the prompt and, from `prompt` on, what was generated after it.
+    """
+
+    min_tokens: Array
+    repetition: Array
+    presence: Array
+    frequency: Array
+    other_bias: Array
+    bias_ids: Array
+    bias: Array
+    prompt: Array
+    tokens: Array
+    bad_words: Array | None = None
+
+
 class SamplingBatch(NamedTuple):
     """The choice of each of B rows' next token. `filters` and `penalties` are None, and cost nothing, when no row needs them.
 
     Attributes:
       count: [B] int32, how many tokens the row has generated; the counter of its random stream.
       stop_ids: [B, E] int32, ids that end the row, padded with -1.
+      penalties: as the host sends them; within a step with their tables.
     """
 
     count: Array
     stop_ids: Array
     filters: SamplingFilters | None = None
-    penalties: LogitsPenalties | None = None
+    penalties: ListedPenalties | LogitsPenalties | None = None
+
+
+class DecodeRows(NamedTuple):
+    """Where R rows stand that decode. A call gives it back, and the next one for these rows need not wait for the host.
+
+    Attributes:
+      tokens: [R] int32, each row's last token, not yet in the cache.
+      position: [R] int32, where it will stand.
+      live: [R] bool, rows that decode; the others are carried along.
+      remaining: [R] int32, how many tokens the row may still generate.
+      count: [R] int32, how many it has generated.
+      listed: [R, S] int32, the row's tokens, see `ListedPenalties`; None without penalties.
+    """
+
+    tokens: Array
+    position: Array
+    live: Array
+    remaining: Array
+    count: Array
+    listed: Array | None = None
 
 
 class DecodeBatch(NamedTuple):
     """R rows that decode several tokens in one call.
 
     Attributes:
-      tokens: [R] int32, each row's last token, not yet in the cache.
-      position: [R] int32, where it will stand.
+      rows: where they stand.
       pages: of each group of layers [R, C] int32, see `TokenBatch`; with room for what the call adds.
-      live: [R] bool, rows that decode; the others are carried along.
-      remaining: [R] int32, how many tokens the row may still generate.
-      sampling: the choice of each row's tokens.
+      sampling: the choice of each row's tokens; how many it has and which, `rows` tells.
       limit: [] int32, most steps in this call.
       until_stopped: [] int32, return as soon as so many rows have stopped (someone waits for their place).
     """
 
-    tokens: Array
-    position: Array
+    rows: DecodeRows
     pages: tuple[Array, ...]
-    live: Array
-    remaining: Array
     sampling: SamplingBatch
     limit: Array
     until_stopped: Array
@@ -155,8 +193,11 @@ def empty_token_batch(layout: Layout, tokens: int, groups: int, width: int) -> t
 def empty_decode_batch(rows: int, groups: int, width: int, sampling: SamplingBatch) -> DecodeBatch:
     """A decode call in which none of `rows` decodes."""
     tokens, position, remaining = np.zeros((3, rows), np.int32)
-    pages = _no_pages(rows, groups, width)
-    return DecodeBatch(tokens, position, pages, np.zeros(rows, bool), remaining, sampling, np.int32(0), np.int32(rows + 1))
+    listed, penalties = None, sampling.penalties
+    if isinstance(penalties, ListedPenalties):  # sent once
+        listed, sampling = penalties.tokens, sampling._replace(penalties=penalties._replace(tokens=np.zeros((rows, 0), np.int32)))
+    stand = DecodeRows(tokens, position, np.zeros(rows, bool), remaining, sampling.count, listed)
+    return DecodeBatch(stand, _no_pages(rows, groups, width), sampling, np.int32(0), np.int32(rows + 1))
 
 
 def _no_pages(rows: int, groups: int, width: int) -> tuple[np.ndarray, ...]:
@@ -168,14 +209,16 @@ def empty_sampling_batch(
     stop_ids: int = 0,
     *,
     filters: bool = False,
-    penalties: bool = False,
+    listed: int = 0,
+    biases: int = 0,
     bad_words: tuple[int, int] = (0, 0),
-    vocab_size: int = 0,
 ) -> SamplingBatch:
-    """Greedy choices in `rows` rows that nothing stops; with `filters` and `penalties` the arrays that change that, at rest.
+    """Greedy choices in `rows` rows that nothing stops; with `filters` and penalties the arrays that change that, at rest.
 
     Args:
       stop_ids: room for so many in a row, at least.
+      listed: room for so many tokens of a row in penalties; 0: there are none.
+      biases: room for so many in a row, at least.
       bad_words: room for so many in a row, each of so many tokens, at least.
     """
 
@@ -186,17 +229,22 @@ def empty_sampling_batch(
     how = what = None
     if filters:
         how = SamplingFilters(column(np.float32), column(np.uint32), column(np.int32), column(np.float32, 1), column(np.float32))
-    if penalties:
+    if listed:
         count, length = (power_of_two(size) for size in bad_words)
         words = np.full((rows, count, length), -1, np.int32) if all(bad_words) else None
-        recent = None if words is None else np.full((rows, length - 1), -1, np.int32)
-
-        def table(dtype: Any) -> np.ndarray:
-            return np.zeros((rows, vocab_size), dtype)
-
-        repetition, presence, frequency = column(np.float32, 1), column(np.float32), column(np.float32)
-        history = History(table(np.int32), recent)
-        what = LogitsPenalties(column(np.int32), repetition, presence, frequency, table(bool), table(np.float32), history, words)
+        own = max(STOP_ID_WIDTH, power_of_two(biases))
+        what = ListedPenalties(
+            min_tokens=column(np.int32),
+            repetition=column(np.float32, 1),
+            presence=column(np.float32),
+            frequency=column(np.float32),
+            other_bias=column(np.float32),
+            bias_ids=np.full((rows, own), -1, np.int32),
+            bias=np.zeros((rows, own), np.float32),
+            prompt=column(np.int32),
+            tokens=np.zeros((rows, listed), np.int32),
+            bad_words=words,
+        )
     return SamplingBatch(column(np.int32), np.full((rows, width), -1, np.int32), how, what)
 
 

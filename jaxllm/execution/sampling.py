@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm.execution.batch import ALL_LOGPROBS, History, LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
+from jaxllm.execution.batch import ALL_LOGPROBS, LogitsPenalties, Logprobs, Sampled, SamplingBatch, SamplingFilters
+from jaxllm.execution.penalties import adjust
 
 
 class LogprobsMode(NamedTuple):
@@ -33,7 +34,7 @@ RAW_LOGPROBS = LOGPROBS_MODES["raw_logprobs"]
 
 def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None, mode: LogprobsMode = RAW_LOGPROBS) -> Sampled:
     """logits [B, V] float32 -> a token for each row, and log-probabilities with so many alternatives, unless None."""
-    adjusted = logits if batch.penalties is None else adjust(logits, batch.penalties, batch)
+    adjusted = adjust(logits, batch.penalties, batch) if isinstance(batch.penalties, LogitsPenalties) else logits
     token, drawn_from = _argmax(adjusted), adjusted
     if batch.filters is not None:
         random = batch.filters.temperature > 0
@@ -64,40 +65,6 @@ def _logprobs(logprobs: jax.Array, token: jax.Array, top: int) -> Logprobs:
         return Logprobs(chosen[:, 0], rank, jnp.zeros((token.shape[0], 0), jnp.int32), logprobs)
     values, ids = jax.lax.top_k(logprobs, top)
     return Logprobs(chosen[:, 0], rank, ids, values)
-
-
-def adjust(logits: jax.Array, penalties: LogitsPenalties, batch: SamplingBatch) -> jax.Array:
-    """Logits [B, V] after all that comes before the temperature. The penalty of repetition is that of Keskar et al. 2019."""
-    logits = logits + penalties.bias
-    if penalties.bad_words is not None:
-        logits = _forbid(logits, penalties.bad_words, penalties.history)
-    row = jnp.arange(logits.shape[0])[:, None]
-    stop_ids = jnp.where(batch.stop_ids < 0, logits.shape[-1], batch.stop_ids)  # padding falls off the end
-    unstoppable = logits.at[row, stop_ids].set(-jnp.inf, mode="drop")
-    logits = jnp.where((batch.count < penalties.min_tokens)[:, None], unstoppable, logits)
-    counts = penalties.history.counts
-    generated = counts > 0
-    repetition, frequency, presence = (x[:, None] for x in (penalties.repetition, penalties.frequency, penalties.presence))
-    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    logits = jnp.where(penalties.prompt | generated, repeated, logits)
-    return logits - frequency * counts - presence * generated
-
-
-def _forbid(logits: jax.Array, words: jax.Array, history: History) -> jax.Array:
-    """Logits without the last token of each bad word [B, W, L] whose other tokens were generated last."""
-    assert history.recent is not None
-    before, last = words[:, :, :-1], words[:, :, -1]
-    follows = jnp.all((before < 0) | (before == history.recent[:, None, :]), axis=-1)
-    nowhere = logits.shape[-1]  # falls off the end
-    return logits.at[jnp.arange(len(last))[:, None], jnp.where(follows & (last >= 0), last, nowhere)].set(-jnp.inf, mode="drop")
-
-
-def extended(history: History, token: jax.Array) -> History:
-    """The history with one more token [B] in each row."""
-    counts = history.counts.at[jnp.arange(token.shape[0]), token].add(1)
-    if history.recent is None:
-        return History(counts)
-    return History(counts, jnp.concatenate([history.recent[:, 1:], token[:, None]], axis=1))
 
 
 def _temperature(filters: SamplingFilters) -> jax.Array:

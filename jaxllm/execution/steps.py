@@ -20,9 +20,21 @@ from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.cache_spec import AXES, cache_specs
 from jaxllm.decoder.kv_cache import Cache
 from jaxllm.decoder.model import Decoder
-from jaxllm.execution.batch import ALL_LOGPROBS, DecodeBatch, History, Logprobs, Sampled, SamplingBatch, Scored
+from jaxllm.execution.batch import (
+    ALL_LOGPROBS,
+    DecodeBatch,
+    DecodeRows,
+    History,
+    ListedPenalties,
+    LogitsPenalties,
+    Logprobs,
+    Sampled,
+    SamplingBatch,
+    Scored,
+)
 from jaxllm.execution.loglikelihood import score_hidden
-from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, extended, sample
+from jaxllm.execution.penalties import extended, with_tables
+from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, sample
 from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
@@ -34,11 +46,7 @@ class DecodeLoop(NamedTuple):
 
     step: jax.Array
     cache: Cache
-    tokens: jax.Array
-    position: jax.Array
-    live: jax.Array
-    remaining: jax.Array
-    generated: jax.Array
+    rows: DecodeRows
     history: History | None
     outputs: Sampled
     stopped: jax.Array
@@ -83,7 +91,7 @@ class Steps:
         # Said, for jax would write the same partition otherwise, and compile what is given it a second time.
         cache = layout.sharding(AXES)
         self.prefill = jit(self._prefill, out_shardings=(cache, None))
-        self.decode = jit(self._decode, out_shardings=(cache, None, None))
+        self.decode = jit(self._decode, out_shardings=(cache, None, None, layout.sharding(("rows",))))
         self.score = jax.jit(self._score, static_argnames="width", compiler_options=options | scoring_options(layout))
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
@@ -106,6 +114,7 @@ class Steps:
         """Tiles of prompts into the cache; a token sampled after each of `last` [S], tokens counted within their data shard."""
         model = self.model(leaves)
         hidden, cache = model(batch, cache)
+        sampling = with_tables(sampling, self.config.vocab_size)
         return cache, self._sample(model, self._pick(hidden, last), sampling, top_logprobs)
 
     def _pick(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -130,45 +139,62 @@ class Steps:
 
     def _decode(
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None
-    ) -> tuple[Cache, Sampled, jax.Array]:
-        """Up to `batch.limit` tokens a row -> cache, samples [steps, R] with room for MAX_STEPS, or for ALL_LOGPROBS_STEPS, and
-        the steps taken.
+    ) -> tuple[Cache, Sampled, jax.Array, DecodeRows]:
+        """Up to `batch.limit` tokens a row -> cache, samples [steps, R] with room for MAX_STEPS, or for ALL_LOGPROBS_STEPS, the
+        steps taken, and where the rows stand then.
         """
+        sampling = batch.sampling
+        if isinstance(sampling.penalties, ListedPenalties) and batch.rows.listed is not None:
+            sampling = sampling._replace(penalties=sampling.penalties._replace(tokens=batch.rows.listed))
+        sampling = with_tables(sampling._replace(count=batch.rows.count), self.config.vocab_size)
+        batch = jax.tree.map(jnp.asarray, batch)._replace(sampling=sampling)
         decode_step = partial(self._decode_step, self.model(leaves), batch, top_logprobs)
         end = jax.lax.while_loop(
             partial(_goes_on, batch), decode_step, _start(cache, batch, top_logprobs, self.config.vocab_size)
         )
-        return end.cache, end.outputs, end.step
+        return end.cache, end.outputs, end.step, end.rows
 
     def _decode_step(self, model: Decoder, batch: DecodeBatch, top_logprobs: int | None, now: DecodeLoop) -> DecodeLoop:
         """One token for every live row."""
-        tokens = TokenBatch(now.tokens[:, None], now.position, now.position + 1, batch.pages)
+        rows = now.rows
+        tokens = TokenBatch(rows.tokens[:, None], rows.position, rows.position + 1, batch.pages)
         hidden, cache = model(tokens, now.cache)
-        sampling = batch.sampling._replace(count=now.generated)
-        if sampling.penalties is not None and now.history is not None:
+        sampling = batch.sampling._replace(count=rows.count)
+        if isinstance(sampling.penalties, LogitsPenalties) and now.history is not None:
             sampling = sampling._replace(penalties=sampling.penalties._replace(history=now.history))
         new = self._sample(model, hidden[:, 0], sampling, top_logprobs)
-        step = now.live.astype(jnp.int32)
-        remaining = now.remaining - step
+        step = rows.live.astype(jnp.int32)
+        remaining = rows.remaining - step
         hit = jnp.any(new.token[:, None] == batch.sampling.stop_ids, axis=-1)
-        live = now.live & ~hit & (remaining > 0)
+        live = rows.live & ~hit & (remaining > 0)
+        stand = DecodeRows(
+            tokens=jnp.where(rows.live, new.token, rows.tokens),
+            position=rows.position + step,  # a row that has stopped writes its last token's keys, where they belong, again
+            live=live,
+            remaining=remaining,
+            count=rows.count + step,
+            listed=None if rows.listed is None else _noted(rows, new.token),
+        )
         return DecodeLoop(
             step=now.step + 1,
             cache=cache,
-            tokens=jnp.where(now.live, new.token, now.tokens),
-            position=now.position + step,  # a row that has stopped writes its last token's keys, where they belong, again
-            live=live,
-            remaining=remaining,
-            generated=now.generated + step,
+            rows=stand,
             history=None if now.history is None else extended(now.history, new.token),
             outputs=jax.tree.map(partial(_put, now.step), now.outputs, new),
-            stopped=now.stopped + jnp.sum(now.live & ~live, dtype=jnp.int32),
+            stopped=now.stopped + jnp.sum(rows.live & ~live, dtype=jnp.int32),
         )
+
+
+def _noted(rows: DecodeRows, token: jax.Array) -> jax.Array:
+    """Each row's list of tokens with a new one, which follows the row's last."""
+    assert rows.listed is not None
+    at = jnp.where(rows.live, rows.position + 1, rows.listed.shape[1])  # off the end
+    return rows.listed.at[jnp.arange(len(token)), at].set(token, mode="drop")
 
 
 def _goes_on(batch: DecodeBatch, now: DecodeLoop) -> jax.Array:
     limit = jnp.minimum(batch.limit, now.outputs.token.shape[0])
-    return (now.step < limit) & jnp.any(now.live) & (now.stopped < batch.until_stopped)
+    return (now.step < limit) & jnp.any(now.rows.live) & (now.stopped < batch.until_stopped)
 
 
 def _put(step: jax.Array, outputs: jax.Array, new: jax.Array) -> jax.Array:
@@ -176,7 +202,7 @@ def _put(step: jax.Array, outputs: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None, vocab_size: int) -> DecodeLoop:
-    rows = batch.tokens.shape[0]
+    rows = batch.rows.tokens.shape[0]
     steps = ALL_LOGPROBS_STEPS if top_logprobs == ALL_LOGPROBS else MAX_STEPS
 
     def empty(dtype: Any, *shape: int) -> jax.Array:
@@ -190,12 +216,8 @@ def _start(cache: Cache, batch: DecodeBatch, top_logprobs: int | None, vocab_siz
     return DecodeLoop(
         step=jnp.int32(0),
         cache=cache,
-        tokens=jnp.asarray(batch.tokens),
-        position=jnp.asarray(batch.position),
-        live=jnp.asarray(batch.live),
-        remaining=jnp.asarray(batch.remaining),
-        generated=jnp.asarray(batch.sampling.count),
-        history=None if penalties is None else jax.tree.map(jnp.asarray, penalties.history),
+        rows=batch.rows,
+        history=penalties.history if isinstance(penalties, LogitsPenalties) else None,
         outputs=Sampled(empty(jnp.int32), logprobs),
         stopped=jnp.int32(0),
     )

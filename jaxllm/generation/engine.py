@@ -1,13 +1,13 @@
 """The loop: sequences in, tokens out.
 
-The scheduler says what the next step holds, here it runs: from plain lists to arrays, to the devices, and back. What goes to the
-devices is made anew for each step; only the cache stays there.
+The scheduler says what the next step holds, here it runs: from plain lists to arrays, to the devices, and back. A step is started
+and finished apart, so that the next can be queued between: a decode call of the same rows takes up their state on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +16,31 @@ from jaxllm.buckets import MAX_STEP_TOKENS
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
+from jaxllm.execution.program_table import Programs
 from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
-from jaxllm.generation.inputs import decode_inputs, prefill_inputs
+from jaxllm.generation.inputs import Placed, decode_inputs, expected_decode, further_inputs, prefill_inputs
 from jaxllm.generation.pages import PageTable
-from jaxllm.generation.scheduler import Chunk, ScheduledStep, Scheduler
+from jaxllm.generation.scheduler import ScheduledStep, Scheduler
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
 from jaxllm.requests.sampling_params import MAX_LOGPROBS
 from sharding.mesh import to_devices, to_host
+
+
+class InFlight(NamedTuple):
+    """A step that was given to the devices, and what they will have made of it.
+
+    Attributes:
+      placed: what the step was given, the cache and parameters apart, in a decode call as it stands after it; whose row is which.
+      sampled: of a prefill step [S], or of a decode call [steps, R].
+      taken: the steps of a decode call.
+    """
+
+    step: ScheduledStep
+    placed: Placed
+    sampled: Sampled
+    taken: jax.Array | None = None
 
 
 class Engine:
@@ -50,84 +66,86 @@ class Engine:
         tables = [PageTable(pool.pages, sharing=sharing) for _ in range(self.layout.data)]
         self.scheduler = Scheduler(max_num_seqs, tables, self.shapes, self.config.short_context)
         self.cache: kv.Cache = []
-        self.on_program = on_program
-        self.programs: set[tuple[Any, ...]] = set()
+        self.programs = Programs(steps, pool, on_program)
 
     def step(self, max_tokens: int = MAX_STEPS) -> None:
-        """Run one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills."""
-        step = self.scheduler.schedule(min(max_tokens, MAX_STEPS))
+        """Run one step to its end: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills."""
         try:
-            if step.prefill:
-                self._prefill(step.prefill)
-            elif step.decode:
-                self._decode(step)
+            self.finish(self.start(self.scheduler.schedule(min(max_tokens, MAX_STEPS))))
         except BaseException:
-            self.scheduler.undo(step)
+            self.recover()
             raise
         self.scheduler.release_finished()
 
-    def drop_cancelled(self) -> None:
-        """Free the pages of cancelled sequences now. Called too when a step was interrupted: where that lost the cache, every
-        sequence that had tokens in it is cancelled.
+    def start(self, step: ScheduledStep, after: InFlight | None = None) -> InFlight | None:
+        """Give a step to the devices, without waiting for them; None: there is nothing in it.
+
+        `after`: the decode call of the same rows whose results are not known yet. If this raises, `recover`.
         """
-        lost = self._cache_is_lost()
-        if lost:
-            self.cache = []
-            for sequence in self.scheduler.running:
-                if sequence.cached:
-                    self.scheduler.cancel(sequence.id)
-        self.scheduler.release_finished()
-        if lost:
-            self.scheduler.forget_pages()
+        if step.prefill:
+            return self._start_prefill(step)
+        return self._start_decode(step, after) if step.decode else None
 
-    def _cache_is_lost(self) -> bool:
-        arrays = [array for layer in self.cache for array in layer]
-        return len(self.cache) != self.config.num_layers or any(array.is_deleted() for array in arrays)
+    def finish(self, flying: InFlight | None) -> None:
+        """Wait for a step, and give its sequences their tokens. If this raises, `recover`."""
+        if flying is None or not flying.placed.rows:
+            return
+        sampled, taken = to_host((flying.sampled, flying.taken))
+        for sequence, row in flying.placed.rows:
+            if taken is None:
+                self._take(sequence, sampled, (row,))
+            else:
+                for at in range(int(taken)):
+                    if sequence.finish_reason is None:
+                        sequence.cached += 1
+                        self._take(sequence, sampled, (at, row))
 
-    def _prefill(self, chunks: tuple[Chunk, ...]) -> None:
+    def recover(self) -> None:
+        """A step did not run to its end: what the pages hold is lost. Sequences with tokens in them are computed again."""
+        self.cache = []
+        self.scheduler.lose_pages()
+
+    def _start_prefill(self, step: ScheduledStep) -> InFlight:
         """The last chunk of a prompt yields its first token."""
-        placed = prefill_inputs(chunks, self.layout, self.shapes, len(self.pool.pages), self.config.vocab_size)
-        top_logprobs = _top_logprobs([chunk.sequence for chunk in chunks])
-        batch, args = placed.batch[0], self._to_devices(placed.batch)
-        self._announce(f"prefill of {batch.tokens.size // self.layout.data} tokens", args, top_logprobs)
-        self.cache, sampled = self.steps.prefill(self.params, self._cache(), *args, top_logprobs=top_logprobs)
-        host = to_host(sampled) if placed.rows else None
-        for chunk in chunks:
+        self._expect_decode()
+        placed = prefill_inputs(step.prefill, self.layout, self.shapes, len(self.pool.pages))
+        batch, tokens = self._to_devices(placed.batch), placed.batch[0].tokens.size // self.layout.data
+        program = self.programs.prefill(tokens, batch, _top_logprobs([chunk.sequence for chunk in step.prefill]))
+        self.cache, sampled = program(self.params, self._cache(), *batch)
+        for chunk in step.prefill:
             chunk.sequence.cached += chunk.length
-        for sequence, row in placed.rows:
-            assert host is not None
-            self._append(sequence, host, (row,))
+        return InFlight(step, placed, sampled)
 
-    def _decode(self, step: ScheduledStep) -> None:
-        placed = decode_inputs(step, self.layout, self.shapes, len(self.pool.pages), self.config.vocab_size)
-        top_logprobs, batch = _top_logprobs(step.decode), self._to_devices(placed.batch)
-        self._announce(f"decode of {len(placed.batch.tokens)} rows", batch, top_logprobs)
-        self.cache, sampled, taken = self.steps.decode(self.params, self._cache(), batch, top_logprobs=top_logprobs)
-        host, steps = to_host((sampled, taken))
-        for sequence, row in placed.rows:
-            for at in range(int(steps)):
-                if sequence.finish_reason is None:
-                    sequence.cached += 1
-                    self._append(sequence, host, (at, row))
+    def _start_decode(self, step: ScheduledStep, after: InFlight | None) -> InFlight:
+        if after is None:
+            placed = decode_inputs(step, self.layout, self.shapes, len(self.pool.pages))
+        else:
+            placed = after.placed._replace(batch=further_inputs(step, after.placed, self.shapes))
+        batch = self._to_devices(placed.batch)
+        program = self.programs.decode(batch, _top_logprobs(step.decode))
+        self.cache, sampled, taken, rows = program(self.params, self._cache(), batch)
+        return InFlight(step, placed._replace(batch=batch._replace(rows=rows)), sampled, taken)
+
+    def _expect_decode(self) -> None:
+        """Have the program ready, by when they are prefilled, that those who are here will decode with."""
+        sequences = [*self.scheduler.running, *self.scheduler.waiting][: self.scheduler.max_num_seqs]
+        if any(s.remaining > 1 for s in sequences):
+            batch = expected_decode(sequences, self.layout, self.shapes, len(self.pool.pages), MAX_STEPS)
+            self.programs.expect_decode(batch, _top_logprobs(sequences))
 
     def _cache(self) -> kv.Cache:
         """The cache, which is made before its first use."""
         return self.cache or kv.init(self.steps.cache_specs, self.layout, self.pool.pages)
 
-    def _append(self, sequence: Sequence, sampled: Sampled, at: tuple[int, ...]) -> None:
-        """Give a sequence the token, and the log-probabilities it asked for, found at `at`."""
+    def _take(self, sequence: Sequence, sampled: Sampled, at: tuple[int, ...]) -> None:
+        """Give a sequence, unless it has ended, the token found at `at`, and the log-probabilities it asked for."""
+        if sequence.finish_reason is not None:
+            return
         token, wanted = int(sampled.token[at]), sequence.params.logprobs
         self.scheduler.append(sequence, token, None if wanted is None else _choices(sampled.logprobs, at, token, wanted))
 
     def _to_devices(self, batch: Any) -> Any:
         return to_devices(batch, batch_shardings(self.layout, batch))
-
-    def _announce(self, name: str, args: Any, top_logprobs: int | None) -> None:
-        shapes = tuple(x.shape for x in jax.tree.leaves(args))
-        key = (name, jax.tree.structure(args), shapes, top_logprobs)
-        if key not in self.programs:
-            self.programs.add(key)
-            self.on_program(name)
 
 
 def _top_logprobs(sequences: Collection[Sequence]) -> int | None:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.buckets import TILE
+from jaxllm.buckets import PAGE, TILE
 from jaxllm.execution.batch import (
-    LogitsPenalties,
+    DecodeBatch,
+    ListedPenalties,
     SamplingBatch,
     SamplingFilters,
     empty_decode_batch,
@@ -29,7 +30,7 @@ class Placed(NamedTuple):
     rows: list[tuple[Sequence, int]]
 
 
-def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, groups: int, vocab_size: int) -> Placed:
+def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, groups: int) -> Placed:
     """The batch is (token batch, tokens to sample after, sampling batch). `groups`: of layers that share pages."""
     used, samples = [0] * layout.data, [0] * layout.data  # rows and samples so far, on each data shard
     for chunk in chunks:
@@ -54,11 +55,11 @@ def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, gr
             placed.append((sequence, row))
             samples[shard] += 1
         used[shard] += tiles
-    sampling = sampling_inputs(sequences, [chunk.sequence for chunk in chunks], vocab_size)
+    sampling = sampling_inputs(sequences, [chunk.sequence for chunk in chunks], width)
     return Placed((batch, last, sampling), placed)
 
 
-def decode_inputs(step: ScheduledStep, layout: Layout, shapes: StepShapes, groups: int, vocab_size: int) -> Placed:
+def decode_inputs(step: ScheduledStep, layout: Layout, shapes: StepShapes, groups: int) -> Placed:
     """The batch is a `DecodeBatch`: the rows of each data shard stand together."""
     shards = [[s for s in step.decode if s.shard == shard] for shard in range(layout.data)]
     per_shard = shapes.rows_for(max(map(len, shards)))
@@ -66,16 +67,38 @@ def decode_inputs(step: ScheduledStep, layout: Layout, shapes: StepShapes, group
     sequences: list[Sequence | None] = [None] * (per_shard * layout.data)
     for sequence, row in placed:
         sequences[row] = sequence
-    width = shapes.width_for(max(s.cached + min(step.max_tokens, s.remaining) for s in step.decode))
-    sampling = sampling_inputs(sequences, step.decode, vocab_size)
-    batch = empty_decode_batch(len(sequences), groups, width, sampling)
+    width = shapes.width_for(step.reach)
+    batch = empty_decode_batch(len(sequences), groups, width, sampling_inputs(sequences, step.decode, width))
+    rows = batch.rows
     for sequence, row in placed:
-        batch.live[row], batch.tokens[row], batch.remaining[row] = True, sequence.tokens[-1], sequence.remaining
-        batch.position[row] = sequence.cached
+        rows.live[row], rows.tokens[row], rows.remaining[row] = True, sequence.tokens[-1], sequence.remaining
+        rows.position[row] = sequence.cached
         _fill_pages(batch.pages, slice(row, row + 1), sequence, width)
-    if step.until_stopped is not None:
-        batch = batch._replace(until_stopped=np.int32(step.until_stopped))
-    return Placed(batch._replace(limit=np.int32(step.max_tokens)), placed)
+    return Placed(_limited(batch, step), placed)
+
+
+def further_inputs(step: ScheduledStep, before: Placed, shapes: StepShapes) -> DecodeBatch:
+    """A call of the same rows that goes on where the one `before` it leaves them: its pages and limits are new. Rows that have
+    ended have page 0, which is nobody's.
+    """
+    width, going_on = shapes.width_for(step.reach), set(map(id, step.decode))
+    pages = tuple(np.zeros((len(array), width), np.int32) for array in before.batch.pages)
+    for sequence, row in before.rows:
+        if id(sequence) in going_on:
+            _fill_pages(pages, slice(row, row + 1), sequence, width)
+    return _limited(before.batch._replace(pages=pages), step)
+
+
+def expected_decode(sequences: Listed[Sequence], layout: Layout, shapes: StepShapes, groups: int, steps: int) -> DecodeBatch:
+    """An empty batch of the shapes that decoding these sequences, which have not begun, will have."""
+    rows = shapes.rows_for(-(-len(sequences) // layout.data)) * layout.data
+    width = shapes.width_for(max(len(s.prompt) + min(steps, s.remaining) for s in sequences))
+    return empty_decode_batch(rows, groups, width, sampling_inputs([None] * rows, sequences, width))
+
+
+def _limited(batch: DecodeBatch, step: ScheduledStep) -> DecodeBatch:
+    until_stopped = len(batch.rows.tokens) + 1 if step.until_stopped is None else step.until_stopped
+    return batch._replace(limit=np.int32(step.max_tokens), until_stopped=np.int32(until_stopped))
 
 
 def _fill_pages(pages: tuple[np.ndarray, ...], rows: slice, sequence: Sequence, width: int) -> None:
@@ -84,15 +107,20 @@ def _fill_pages(pages: tuple[np.ndarray, ...], rows: slice, sequence: Sequence, 
         array[rows, : len(held)] = held[:width]
 
 
-def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], vocab_size: int) -> SamplingBatch:
-    """How each row chooses its next token; rows without a sequence choose anything. `here`: whose wishes the program follows."""
+def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], width: int) -> SamplingBatch:
+    """How each row chooses its next token; rows without a sequence choose anything.
+
+    Args:
+      here: whose wishes the program follows.
+      width: pages of the longest.
+    """
     batch = empty_sampling_batch(
         len(sequences),
         max(len(s.stop_ids) for s in here),
         filters=any(s.params.temperature > 0 for s in here),
-        penalties=any(_has_penalties(s) for s in here),
+        listed=width * PAGE if any(_has_penalties(s) for s in here) else 0,
+        biases=max(len(_biases(s)) for s in here),
         bad_words=_room_for_bad_words(here),
-        vocab_size=vocab_size,
     )
     for row, sequence in enumerate(sequences):
         if sequence is not None:
@@ -100,7 +128,7 @@ def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], 
             batch.stop_ids[row, : len(sequence.stop_ids)] = sequence.stop_ids
             if batch.filters is not None:
                 _fill_filters(batch.filters, row, sequence)
-            if batch.penalties is not None:
+            if isinstance(batch.penalties, ListedPenalties):
                 _fill_penalties(batch.penalties, row, sequence)
     return batch
 
@@ -118,32 +146,29 @@ def _has_penalties(sequence: Sequence) -> bool:
     return constrained or penalised or params.min_tokens > 0
 
 
-def _fill_penalties(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
-    params = sequence.params
+def _fill_penalties(penalties: ListedPenalties, row: int, sequence: Sequence) -> None:
+    params, tokens = sequence.params, sequence.prompt + sequence.tokens
     penalties.min_tokens[row], penalties.repetition[row] = params.min_tokens, params.repetition_penalty
     penalties.presence[row], penalties.frequency[row] = params.presence_penalty, params.frequency_penalty
-    penalties.prompt[row, sequence.prompt] = True
-    for token in sequence.tokens:
-        penalties.history.counts[row, token] += 1
-    if params.allowed_token_ids is not None:
-        penalties.bias[row] = -np.inf
-        penalties.bias[row, params.allowed_token_ids] = 0
+    penalties.prompt[row] = len(sequence.prompt)
+    penalties.tokens[row, : len(tokens)] = tokens
+    biases = _biases(sequence)
+    penalties.other_bias[row] = 0 if params.allowed_token_ids is None else -np.inf
+    penalties.bias_ids[row, : len(biases)] = list(biases)
+    penalties.bias[row, : len(biases)] = list(biases.values())
+    if penalties.bad_words is not None:
+        for i, word in enumerate(_of_several(sequence.bad_words)):
+            penalties.bad_words[row, i, -len(word) :] = word
+
+
+def _biases(sequence: Sequence) -> dict[int, float]:
+    """Of each token whose logit is changed otherwise than that of most: what is added to it."""
+    params = sequence.params
+    biases: dict[int, float] = {} if params.allowed_token_ids is None else dict.fromkeys(params.allowed_token_ids, 0.0)
     for token, bias in (params.logit_bias or {}).items():
-        penalties.bias[row, token] += bias
-    _fill_bad_words(penalties, row, sequence)
-
-
-def _fill_bad_words(penalties: LogitsPenalties, row: int, sequence: Sequence) -> None:
-    """Words of one token into the bias, the others with what they are compared with."""
-    for word in sequence.bad_words:
-        if len(word) == 1:
-            penalties.bias[row, word[0]] = -np.inf
-    if penalties.bad_words is None or penalties.history.recent is None:
-        return
-    for i, word in enumerate(_of_several(sequence.bad_words)):
-        penalties.bad_words[row, i, -len(word) :] = word
-    recent = sequence.tokens[-penalties.history.recent.shape[1] :]
-    penalties.history.recent[row, penalties.history.recent.shape[1] - len(recent) :] = recent
+        if params.allowed_token_ids is None or token in biases:
+            biases[token] = bias
+    return biases | {word[0]: -np.inf for word in sequence.bad_words if len(word) == 1}
 
 
 def _room_for_bad_words(sequences: Listed[Sequence]) -> tuple[int, int]:

@@ -36,6 +36,7 @@ class Sample:
         params = sequence.params
         how = (params.stops, params.skip_special_tokens, params.include_stop_str_in_output)
         self.text = None if tokenizer is None else Detokenizer(tokenizer, sequence.prompt, *how)
+        self.shown = ""  # the text that can be shown, and all of it once the sequence has ended
 
     def update(self) -> StopAt | None:
         """Decode the tokens that are new. What is returned is for the scheduler to end the sequence with."""
@@ -50,22 +51,13 @@ class Sample:
                 text.push(sequence.tokens[text.count])
         if sequence.finish_reason is not None:
             text.finish()
+        ended = sequence.finish_reason is not None or text.stopped_by is not None
+        self.shown = text.text if ended else text.settled
         return None if text.stopped_by is None else StopAt(text.count, text.stopped_by)
-
-    @property
-    def started(self) -> bool:
-        """Has it run?"""
-        return bool(self.sequence.tokens) or self.sequence.held is not None or self.finished
 
     @property
     def finished(self) -> bool:
         return self.sequence.finish_reason is not None
-
-    @property
-    def settled(self) -> str:
-        """The text that can be shown: all of it once the sequence has ended."""
-        assert self.text is not None
-        return self.text.text if self.finished else self.text.settled
 
     def output(self, index: int) -> CompletionOutput:
         s = self.sequence

@@ -5,7 +5,8 @@ Plain Python: no array, no device.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,11 +48,13 @@ class ScheduledStep:
     Attributes:
       prefill: chunks of any number of sequences.
       decode: sequences that gain up to `max_tokens` tokens each; the call returns as soon as `until_stopped` have ended.
+      reach: tokens of the longest of them that may be in its pages after the call.
     """
 
     prefill: tuple[Chunk, ...] = ()
     decode: tuple[Sequence, ...] = ()
     max_tokens: int = 0
+    reach: int = 0
     until_stopped: int | None = None
 
 
@@ -97,7 +100,8 @@ class Scheduler:
 
     @property
     def decoding(self) -> list[Sequence]:
-        return [s for s in self.running if not s.prefilling and s.finish_reason is None]
+        """Sequences whose last token is known and not in their pages: that of a prompt whose step still runs is not known."""
+        return [s for s in self.running if s.awaits_decode and s.finish_reason is None]
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -116,12 +120,30 @@ class Scheduler:
         if self._prefilled < PREFILL_BUDGET or not max_tokens:
             chunks = self._chunks()
             if chunks:
-                self._prefilled += sum(chunk.length for chunk in chunks) // len(self.tables)
-                return ScheduledStep(prefill=chunks)
+                return self._prefill(chunks)
         if not max_tokens:
             return ScheduledStep()
         self._prefilled = 0
         return self._decode(max_tokens)
+
+    def schedule_ahead(self, step: ScheduledStep, max_tokens: int) -> ScheduledStep | None:
+        """What may be queued behind `step` while its results are not known yet: more prompts, or more tokens of the same rows.
+
+        None where it depends on them: on a place that frees, or on a stop string, which the host looks for.
+        """
+        self.release_finished()
+        if step.prefill:
+            chunks = self._chunks() if self._prefilled < PREFILL_BUDGET or not self.decoding else ()
+            return self._prefill(chunks) if chunks else None
+        rows = [s for s in step.decode if s.finish_reason is None]
+        if not rows or self.waiting or len(rows) < len(self.running) or any(s.params.stops for s in rows):
+            return None
+        if self._rows_of(rows) != self._rows_of(step.decode):
+            return None
+        tokens = min(min(self._steps_left(s, step.max_tokens + max_tokens) for s in rows) - step.max_tokens, max_tokens)
+        if tokens <= 0 or all(s.remaining <= step.max_tokens for s in rows):
+            return None
+        return self._extended(rows, step.max_tokens, tokens) if self._has_room(rows, step.max_tokens + tokens) else None
 
     def append(self, sequence: Sequence, token: int, choices: Choices | None) -> None:
         """Take a generated token; a stop id ends the sequence, and its limit does."""
@@ -160,17 +182,13 @@ class Scheduler:
         sequence.reset_for_recompute()
         self.waiting.appendleft(sequence)
 
-    def undo(self, step: ScheduledStep) -> None:
-        """A step did not run to its end: what its chunks' pages were to hold is not there."""
-        self.forget_pages()
-        for chunk in reversed(step.prefill):
-            if chunk.sequence in self.running:
-                self.preempt(chunk.sequence, whole=False)
-
-    def forget_pages(self) -> None:
-        """What the pages hold is not there any more: nothing is shared from before."""
+    def lose_pages(self) -> None:
+        """What the pages hold is not there any more: nothing is shared from before, and all who run are computed again."""
+        self.release_finished()
         for table in self.tables:
             table.clear()
+        for sequence in reversed(self.running.copy()):
+            self.preempt(sequence, whole=False)
 
     def check_integrity(self) -> None:
         """Every page is accounted for. Raises AssertionError."""
@@ -188,11 +206,15 @@ class Scheduler:
 
     # Prompts
 
+    def _prefill(self, chunks: tuple[Chunk, ...]) -> ScheduledStep:
+        self._prefilled += sum(chunk.length for chunk in chunks) // len(self.tables)
+        return ScheduledStep(prefill=chunks)
+
     def _chunks(self) -> tuple[Chunk, ...]:
         """Chunks of those that are being prefilled, then of those that wait, as many tokens as a step is to have."""
         prefilling = [s for s in self.running if s.prefilling and s.finish_reason is None]
         room = [self._step_tokens(prefilling)] * len(self.tables)
-        chunks = []
+        chunks: list[Chunk] = []
         for sequence in prefilling:
             if (chunk := self._chunk(sequence, room)) is not None:
                 chunks.append(chunk)
@@ -269,13 +291,25 @@ class Scheduler:
             self.preempt(self.running[-1])
         if not decoding:
             return ScheduledStep()
-        for sequence in decoding:
+        return self._extended(decoding, 0, tokens)
+
+    def _extended(self, rows: list[Sequence], before: int, tokens: int) -> ScheduledStep:
+        """The decode call of so many tokens a row, after `before` that another adds, with the pages that they take."""
+        for sequence in rows:
             assert sequence.held is not None
-            self.tables[sequence.shard].extend(sequence.held, self._length_after(sequence, tokens))
-        others = self.waiting or len(decoding) < len(self.running)
+            self.tables[sequence.shard].extend(sequence.held, self._length_after(sequence, before + tokens))
+        reach = max(self._length_after(sequence, before + tokens) for sequence in rows)
+        others = self.waiting or len(rows) < len(self.running)
         return ScheduledStep(
-            decode=tuple(decoding), max_tokens=tokens, until_stopped=-(-len(decoding) // RETURN_AT) if others else None
+            decode=tuple(rows),
+            max_tokens=tokens,
+            reach=reach,
+            until_stopped=-(-len(rows) // RETURN_AT) if others else None,
         )
+
+    def _rows_of(self, sequences: Iterable[Sequence]) -> int:
+        """Rows of their decode step on each data shard."""
+        return self.shapes.rows_for(max(Counter(s.shard for s in sequences).values()))
 
     def _has_room(self, decoding: list[Sequence], tokens: int) -> bool:
         """Are there free pages on each data shard for so many more tokens a row?"""

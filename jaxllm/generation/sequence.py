@@ -45,6 +45,11 @@ class Sequence:
         return self.cached < len(self.prompt) + self.num_recomputed
 
     @property
+    def awaits_decode(self) -> bool:
+        """Is its last token known, and the only one that is not in its pages?"""
+        return self.cached == len(self.prompt) + len(self.tokens) - 1
+
+    @property
     def remaining(self) -> int:
         """Tokens it may still generate."""
         return self.max_tokens - len(self.tokens)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxllm.execution.batch import ALL_LOGPROBS, History, LogitsPenalties, Sampled, SamplingBatch, SamplingFilters
-from jaxllm.execution.sampling import LOGPROBS_MODES, adjust, extended, sample
+from jaxllm.execution.penalties import adjust, extended
+from jaxllm.execution.sampling import LOGPROBS_MODES, sample
 from jaxllm.execution.sampling import _filter as filter_logits
 
 pytestmark = pytest.mark.fast

@@ -86,7 +86,7 @@ def run(engine: Engine, steps: int, logprobs: int | None = None) -> dict[str, Se
         engine.scheduler.add(sequences[name])
     while any(s.finish_reason is None for s in sequences.values()):
         engine.step(steps)
-    engine.drop_cancelled()
+    engine.scheduler.release_finished()
     return sequences
 
 

@@ -1,5 +1,6 @@
 """Who runs, when, in which pages, and how a sequence ends."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -101,14 +102,17 @@ def test_every_page_is_accounted_for_and_nobody_is_forgotten(
             prompt = random.choice([5, 63, 64, 65, 200, longest - 30])
             everyone.append(sequence(len(everyone), prompt=prompt, max_tokens=random.choice([1, 5, min(90, longest - prompt)])))
             scheduler.add(everyone[-1])
-        elif action in ("step", "prefill"):
-            run(scheduler, random.choice([1, 4, 64]) if action == "step" else 0)
+        elif action == "step":
+            run(scheduler, random.choice([1, 4, 64]), lambda: random.random() < 0.7)
+        elif action == "prefill":
+            run(scheduler, 0)
         elif action == "end" and scheduler.running:
             scheduler.finish(random.choice(scheduler.running), "stop")
         elif action == "cancel" and everyone:
             scheduler.cancel(random.choice(everyone).id)
         elif action == "fail":
-            scheduler.undo(scheduler.schedule(4))
+            scheduler.schedule(4)
+            scheduler.lose_pages()
         scheduler.check_integrity()
         assert len(scheduler.running) <= most
         assert all(s.finish_reason is None and s.held is None for s in scheduler.waiting)
@@ -132,19 +136,33 @@ def test_a_decision_over_many_rows_takes_no_time() -> None:
 # What a step holds
 
 
-def run(scheduler: Scheduler, max_tokens: int = 4) -> ScheduledStep:
-    """Schedule a step and do to its sequences what the engine would."""
-    step = scheduler.schedule(max_tokens)
+def run(scheduler: Scheduler, max_tokens: int = 4, ahead: Callable[[], bool] = lambda: False) -> ScheduledStep:
+    """Schedule a step, and others while its results are not known if `ahead` says so, and do what the engine would do."""
+    flying = [start(scheduler.schedule(max_tokens))]
+    while ahead() and (step := scheduler.schedule_ahead(flying[-1], max_tokens)) is not None:
+        flying.append(start(step))
+        finish(scheduler, flying[-2])
+        scheduler.check_integrity()
+    finish(scheduler, flying[-1])
+    return flying[0]
+
+
+def start(step: ScheduledStep) -> ScheduledStep:
     for chunk in step.prefill:
         chunk.sequence.cached += chunk.length
-        if chunk.is_last:
+    return step
+
+
+def finish(scheduler: Scheduler, step: ScheduledStep) -> None:
+    for chunk in step.prefill:
+        if chunk.is_last and chunk.sequence.finish_reason is None:
             scheduler.append(chunk.sequence, 7, None)
     for s in step.decode:
         for _ in range(step.max_tokens):
             if s.finish_reason is None:
                 s.cached += 1
                 scheduler.append(s, 7, None)
-    return step
+                assert s.held is not None and s.cached <= PAGE * len(s.held.pages[0]), "a token has no page"
 
 
 def chunks_of(step: ScheduledStep) -> list[tuple[int, int, int]]:

@@ -1,0 +1,264 @@
+"""The one thread that owns an engine: any number of threads submit to it and wait for their own requests.
+
+It lives while there is something to do. A step is queued behind the one that runs wherever it does not depend on that one's
+tokens, so that the devices go on while texts are made of them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeVar
+
+from jaxllm.execution.steps import MAX_STEPS
+from jaxllm.generation.engine import Engine, InFlight
+from jaxllm.generation.request import Request, Sample
+from jaxllm.generation.scheduler import ScheduledStep
+from jaxllm.generation.sequence import Sequence
+
+STREAM_STEPS = 8  # tokens between two looks at a text that is streamed
+STOPPING_STEPS = 16  # the same, where a stop string may end it: what is decoded past that is wasted
+FEWEST_STEPS = 4
+CALL_SECONDS = 0.25  # of a decode call, and so about the wait of a request that comes meanwhile
+
+T = TypeVar("T")
+
+
+class Submission:
+    """Requests on their way. Iterating waits for each piece of news and says how many samples have not ended.
+
+    Leaving the loop early, or an exception in it, cancels them.
+    """
+
+    def __init__(self, loop: EngineLoop, requests: list[Request], steps: int):
+        self.samples = [sample for request in requests for sample in request.samples]
+        self.steps = steps  # most tokens between two pieces of news
+        if any(sample.sequence.params.stops for sample in self.samples):
+            self.steps = min(steps, STOPPING_STEPS)
+        self.unfinished = len(self.samples)
+        self.error: BaseException | None = None
+        self._loop = loop
+        self._news = threading.Event()
+        if not self.samples:
+            self.tell()
+
+    def __iter__(self) -> Generator[int]:
+        try:
+            while True:
+                self._news.wait()
+                self._news.clear()
+                if self.error is not None:
+                    raise self.error
+                unfinished = self.unfinished
+                yield unfinished
+                if not unfinished:
+                    return
+        finally:
+            if self.unfinished and self.error is None:
+                self._loop.cancel(self)
+
+    def tell(self) -> None:
+        """There is news. Called by the loop."""
+        self._news.set()
+
+
+class EngineLoop:
+    """Requests and jobs of any thread, run by one.
+
+    Args:
+      engine: makes the engine, on that thread, before its first use.
+    """
+
+    def __init__(self, engine: Callable[[], Engine]):
+        self._make_engine = engine
+        self._lock = threading.Lock()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        # What follows is the thread's own.
+        self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
+        self._flying: deque[InFlight] = deque()
+        self._seconds_per_step = 0.0
+        self._finished_at = 0.0
+        _LOOPS.add(self)
+
+    # For any thread
+
+    def submit(self, requests: list[Request], steps: int = MAX_STEPS) -> Submission:
+        """Run requests, with news of them after at most so many tokens."""
+        submission = Submission(self, requests, steps)
+        self._post(lambda: self._add(submission))
+        return submission
+
+    def cancel(self, submission: Submission) -> None:
+        """End what has not ended, after the step that runs."""
+        self._post(lambda: self._drop(submission))
+
+    def run(self, job: Callable[[], T]) -> T:
+        """The result of something else that uses the devices, between two steps: in another order on each they would wait."""
+        done: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                done.set_result(job())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._post(do)
+        return done.result()
+
+    def join(self) -> None:
+        """Wait until there is nothing to do."""
+        while (thread := self._thread) is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """Stop after the step that runs."""
+        self._closing = True
+        self.join()
+
+    def _post(self, message: Callable[[], None]) -> None:
+        with self._lock:
+            self._inbox.append(message)
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._work, name="jaxllm-engine", daemon=True)
+                self._thread.start()
+
+    # On its own thread
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                messages = list(self._inbox)
+                self._inbox.clear()
+                if self._closing or not (messages or self._busy):
+                    self._thread = None
+                    return
+            try:
+                for message in messages:
+                    message()
+                if self._busy:
+                    self._turn()
+            except BaseException as error:  # nobody is to wait for ever
+                self._flying.clear()
+                self._fail(self._waiting(), error)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._samples or self._flying)
+
+    def _add(self, submission: Submission) -> None:
+        try:
+            scheduler = self._engine.scheduler
+        except BaseException as error:
+            submission.error = error
+            submission.tell()
+            return
+        for sample in submission.samples:
+            self._samples[sample.sequence.id] = sample, submission
+            scheduler.add(sample.sequence)
+
+    @property
+    def _engine(self) -> Engine:
+        return self._make_engine()
+
+    def _drop(self, submission: Submission) -> None:
+        for sample in submission.samples:
+            if self._samples.pop(sample.sequence.id, None) is not None:
+                self._engine.scheduler.cancel(sample.sequence.id)
+        if not self._samples:
+            self._engine.scheduler.release_finished()
+
+    def _turn(self) -> None:
+        """Queue a step or two, wait for the first, and tell whom it concerns."""
+        engine, steps = self._engine, self._steps()
+        step = ScheduledStep()
+        try:
+            if not self._flying:
+                step = engine.scheduler.schedule(steps)
+                self._fly(engine.start(step))
+                self._finished_at = time.perf_counter()
+            if len(self._flying) == 1 and (ahead := engine.scheduler.schedule_ahead(self._flying[0].step, steps)) is not None:
+                step = ahead
+                self._fly(engine.start(ahead, self._flying[0]))
+            if self._flying:
+                step = self._flying[0].step
+                engine.finish(self._flying[0])
+                self._time(self._flying.popleft())
+        except Exception as error:
+            self._flying.clear()
+            engine.recover()
+            self._fail(_sequences(step) or self._waiting(), error)
+        self._tell(_sequences(step))
+
+    def _waiting(self) -> list[Sequence]:
+        return [sample.sequence for sample, _ in self._samples.values()]
+
+    def _fly(self, started: InFlight | None) -> None:
+        if started is not None:
+            self._flying.append(started)
+
+    def _steps(self) -> int:
+        """Tokens of a row in the next decode call."""
+        asked = min((submission.steps for _, submission in self._samples.values()), default=1)
+        if not self._seconds_per_step:
+            return min(asked, STREAM_STEPS)
+        return min(asked, max(int(CALL_SECONDS / self._seconds_per_step), FEWEST_STEPS))
+
+    def _time(self, flown: InFlight) -> None:
+        now = time.perf_counter()
+        if flown.taken is not None and (taken := int(flown.taken)):
+            self._seconds_per_step = (now - self._finished_at) / taken
+        self._finished_at = now
+
+    def _tell(self, sequences: Iterable[Sequence]) -> None:
+        """Make text of new tokens, and tell the submissions that have some."""
+        concerned: dict[int, Submission] = {}
+        for sequence in sequences:
+            if sequence.id not in self._samples:
+                continue  # cancelled
+            sample, submission = self._samples[sequence.id]
+            try:
+                if (found := sample.update()) is not None:
+                    self._engine.scheduler.finish(sequence, "stop", found.stop, keep=found.keep)
+            except Exception as error:
+                self._fail([sequence], error)
+                continue
+            if sequence.finish_reason is not None:
+                del self._samples[sequence.id]
+                submission.unfinished -= 1
+            concerned[id(submission)] = submission
+        self._engine.scheduler.release_finished()
+        for submission in concerned.values():
+            submission.tell()
+
+    def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> None:
+        """End the submissions of these sequences with an error."""
+        for sequence in sequences:
+            if sequence.id in self._samples:
+                _, submission = self._samples[sequence.id]
+                submission.error = error
+                self._drop(submission)
+                submission.tell()
+
+
+def _sequences(step: ScheduledStep) -> list[Sequence]:
+    """Those that a step gives tokens to, or to whose prompts it does something."""
+    return [chunk.sequence for chunk in step.prefill] or list(step.decode)
+
+
+_LOOPS: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter ends: a thread that still runs then may crash it."""
+    for loop in list(_LOOPS):
+        with suppress(Exception):
+            loop.close()
