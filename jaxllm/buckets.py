@@ -5,6 +5,7 @@ from __future__ import annotations
 PAGE = 64  # positions of a page of the cache
 TILE = 16  # tokens of one sequence that stand together in a prefill step; a page holds whole tiles
 MAX_STEP_TOKENS = 1024  # tokens of a prefill step on each data shard, by default
+MAX_LOGPROBS = 20  # likeliest tokens that a program reports, where it does not report all
 STOP_ID_WIDTH = 8  # stop ids a row, in powers of two from here
 
 

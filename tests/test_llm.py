@@ -277,6 +277,31 @@ def test_the_context_bounds_the_answer(llm: LLM) -> None:
     assert len(last.token_ids) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"devices": 2, "layout": "replicated"}, {"devices": 3, "max_num_batched_tokens": 64}])
+def test_prompt_logprobs_are_those_of_scoring(folder: Path, options: dict[str, Any]) -> None:
+    llm, rng = make(folder, **options), np.random.default_rng(0)
+    prompts = [rng.integers(256, size=n).tolist() for n in (1, 150, 3, 200, 17)]
+    params = SamplingParams(max_tokens=3, seed=1, n=2, prompt_logprobs=2, logprobs=1)
+    for _ in range(2):  # the second time, the pages are there
+        found = llm.generate(prompts, [params, params, GREEDY, params, params])
+        assert found[2].prompt_logprobs is None and found[0].prompt_logprobs == [None]
+        assert all(output.num_cached_tokens == 0 for i, output in enumerate(found) if i != 2)
+        for output in (found[1], *found[3:]):
+            ids, reported = output.prompt_token_ids, output.prompt_logprobs
+            assert reported is not None and reported[0] is None and len(reported) == len(ids)
+            [[score]] = llm.score([(ids[:1], [ids[1:]])])
+            chosen = [choices[token] for token, choices in zip(ids[1:], reported[1:], strict=True) if choices is not None]
+            np.testing.assert_allclose([one.logprob for one in chosen], score.token_logprobs, atol=1e-4)
+            for token, choices in zip(ids[1:], reported[1:], strict=True):
+                assert choices is not None and choices[token].decoded_token == llm.tokenizer.decode([token])
+                assert len(choices) == (2 if choices[token].rank <= 2 else 3)
+                assert sorted(choices.values(), key=lambda one: one.rank) == sorted(
+                    choices.values(), key=lambda one: -one.logprob
+                )
+    plain = SamplingParams(max_tokens=3, seed=1, n=2, logprobs=1)
+    assert tokens(llm.generate(prompts[1:2], plain)) == tokens(found[1:2])
+
+
 # Streams
 
 
@@ -433,6 +458,8 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"min_tokens": 17}, "min_tokens=17 exceeds max_tokens=16: raise the one or lower the other"),
     ({"logprobs": 21}, "logprobs=21: from 0 to 20, or -1 for all of the vocabulary"),
     ({"logprobs": -2}, "logprobs=-2: from 0 to 20"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs=21: from 0 to 20"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs=-1: from 0 to 20"),
     ({"presence_penalty": 2.1}, r"presence_penalty=2.1: it lies in \[-2, 2\]; 0 is off"),
     ({"frequency_penalty": -3}, r"frequency_penalty=-3: it lies in \[-2, 2\]"),
     ({"frequency_penalty": float("nan")}, "frequency_penalty=nan"),

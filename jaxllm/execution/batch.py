@@ -165,10 +165,14 @@ class Logprobs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Chosen tokens [B] int32 ([steps, B] from a decode call), and their log-probabilities if asked for."""
+    """Chosen tokens [B] int32 ([steps, B] from a decode call), and their log-probabilities if asked for.
+
+    `prompt`: of a prefill step that was given targets, the log-probabilities of those, as of so many chosen tokens.
+    """
 
     token: Array
     logprobs: Logprobs | None
+    prompt: Logprobs | None = None
 
 
 class Scored(NamedTuple):

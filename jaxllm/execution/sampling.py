@@ -47,7 +47,7 @@ def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None, mo
     if top_logprobs is None:
         return Sampled(token, None)
     reported = drawn_from if mode.processed else logits
-    return Sampled(token, _logprobs(reported if mode.logits else jax.nn.log_softmax(reported, axis=-1), token, top_logprobs))
+    return Sampled(token, logprobs_of(reported if mode.logits else jax.nn.log_softmax(reported, axis=-1), token, top_logprobs))
 
 
 def _argmax(x: jax.Array) -> jax.Array:
@@ -58,7 +58,8 @@ def _argmax(x: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(best, index, x.shape[-1] - 1), axis=-1)
 
 
-def _logprobs(logprobs: jax.Array, token: jax.Array, top: int) -> Logprobs:
+def logprobs_of(logprobs: jax.Array, token: jax.Array, top: int) -> Logprobs:
+    """logprobs [B, V] -> those of `token` [B] and of the `top` likeliest."""
     chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)
     rank = 1 + jnp.sum(logprobs > chosen, axis=-1, dtype=jnp.int32)
     if top == ALL_LOGPROBS:

@@ -7,6 +7,7 @@ is fixed here, once.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from jaxllm.buckets import MAX_LOGPROBS
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.cache_spec import AXES, cache_specs
@@ -34,10 +36,11 @@ from jaxllm.execution.batch import (
 )
 from jaxllm.execution.loglikelihood import score_hidden
 from jaxllm.execution.penalties import extended, with_tables
-from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, sample
+from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, logprobs_of, sample
 from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
+PROMPT_TILES = 4  # of each data shard that go to the head at once for the log-probabilities of prompts
 ALL_LOGPROBS_STEPS = 4  # the same, where each brings a number for every token of the vocabulary
 
 
@@ -109,13 +112,18 @@ class Steps:
         batch: TokenBatch,
         last: jax.Array,
         sampling: SamplingBatch,
+        targets: jax.Array | None = None,
         top_logprobs: int | None = None,
     ) -> tuple[Cache, Sampled]:
-        """Tiles of prompts into the cache; a token sampled after each of `last` [S], tokens counted within their data shard."""
+        """Tiles of prompts into the cache; a token sampled after each of `last` [S], tokens counted within their data shard.
+
+        `targets` [B, T]: report how likely each of these is as the next token.
+        """
         model = self.model(leaves)
         hidden, cache = model(batch, cache)
         sampling = with_tables(sampling, self.config.vocab_size)
-        return cache, self._sample(model, self._pick(hidden, last), sampling, top_logprobs)
+        sampled = self._sample(model, self._pick(hidden, last), sampling, top_logprobs)
+        return cache, sampled._replace(prompt=None if targets is None else self._prompt_logprobs(model, hidden, targets))
 
     def _pick(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] -> those [S, D] of tokens [S], counted within their data shard."""
@@ -126,6 +134,23 @@ class Steps:
 
         picked = self.layout.spec(("rows", None))
         return jax.shard_map(local, mesh=self.layout.mesh, in_specs=(rows, P("data")), out_specs=picked)(hidden, tokens)
+
+    def _prompt_logprobs(self, model: Decoder, hidden: jax.Array, targets: jax.Array) -> Logprobs:
+        """Hidden states [B, T, D], targets [B, T] -> log-probabilities of B * T tokens, a few tiles of each shard at a time."""
+        b, t, d = hidden.shape
+        data, at_once = self.layout.data, math.gcd(b // self.layout.data, PROMPT_TILES)
+
+        def few(x: tuple[jax.Array, jax.Array]) -> Logprobs:
+            logits = model.logits(x[0].reshape(-1, d))
+            return logprobs_of(jax.nn.log_softmax(logits, axis=-1), x[1].reshape(-1), MAX_LOGPROBS)
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x.reshape(data, -1, at_once, *x.shape[1:]), 1, 0)
+
+        def joined(x: jax.Array) -> jax.Array:  # [steps, data * at_once * t, ...]
+            return jnp.moveaxis(x.reshape(-1, data, at_once * t, *x.shape[2:]), 0, 1).reshape(b * t, *x.shape[2:])
+
+        return jax.tree.map(joined, jax.lax.map(few, (cut(hidden), cut(jnp.asarray(targets)))))
 
     def _sample(self, model: Decoder, hidden: jax.Array, sampling: SamplingBatch, top_logprobs: int | None) -> Sampled:
         # The barrier keeps the sampler from being fused into the head: a row's logits are the same bits however it,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxllm.buckets import MAX_STEP_TOKENS
+from jaxllm.buckets import MAX_LOGPROBS, MAX_STEP_TOKENS, TILE
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
@@ -21,10 +21,9 @@ from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.inputs import Placed, decode_inputs, expected_decode, further_inputs, prefill_inputs
 from jaxllm.generation.pages import PageTable
-from jaxllm.generation.scheduler import ScheduledStep, Scheduler
+from jaxllm.generation.scheduler import Chunk, ScheduledStep, Scheduler
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
-from jaxllm.requests.sampling_params import MAX_LOGPROBS
 from sharding.mesh import to_devices, to_host
 
 
@@ -88,9 +87,12 @@ class Engine:
 
     def finish(self, flying: InFlight | None) -> None:
         """Wait for a step, and give its sequences their tokens. If this raises, `recover`."""
-        if flying is None or not flying.placed.rows:
+        if flying is None or not (flying.placed.rows or flying.sampled.prompt):
             return
         sampled, taken = to_host((flying.sampled, flying.taken))
+        if sampled.prompt is not None:
+            for chunk, tile in flying.placed.tiles:
+                _take_of_prompt(chunk, sampled.prompt, tile * TILE)
         for sequence, row in flying.placed.rows:
             if taken is None:
                 self._take(sequence, sampled, (row,))
@@ -154,6 +156,15 @@ def _top_logprobs(sequences: Collection[Sequence]) -> int | None:
     if not wanted:
         return None
     return ALL_LOGPROBS if ALL_LOGPROBS in wanted else MAX_LOGPROBS
+
+
+def _take_of_prompt(chunk: Chunk, logprobs: Logprobs, at: int) -> None:
+    """Give a sequence the log-probabilities of its prompt's tokens that follow those of a chunk, which begins at token `at`."""
+    sequence = chunk.sequence
+    if sequence.prompt_logprobs is None or len(sequence.of_prompt) != chunk.start:
+        return  # of a chunk that is computed again
+    for i, token in enumerate(sequence.prompt[chunk.start + 1 : chunk.start + chunk.length + 1]):
+        sequence.of_prompt.append(_choices(logprobs, (at + i,), token, sequence.prompt_logprobs))
 
 
 def _choices(logprobs: Logprobs | None, at: tuple[int, ...], token: int, wanted: int) -> dict[int, Logprob]:

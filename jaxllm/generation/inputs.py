@@ -24,21 +24,29 @@ from sharding.layout import Layout
 
 
 class Placed(NamedTuple):
-    """What a step takes beside the parameters and the cache, and which row of its samples is whose."""
+    """What a step takes beside the parameters and the cache, and which row of its samples is whose.
+
+    `tiles`: the first row of each chunk of a prompt.
+    """
 
     batch: Any
     rows: list[tuple[Sequence, int]]
+    tiles: list[tuple[Chunk, int]] = []  # noqa: RUF012  # never added to
 
 
 def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, groups: int) -> Placed:
-    """The batch is (token batch, tokens to sample after, sampling batch). `groups`: of layers that share pages."""
+    """The batch is (token batch, tokens to sample after, sampling batch, targets), see `Steps`.
+
+    `groups`: of layers that share pages.
+    """
     used, samples = [0] * layout.data, [0] * layout.data  # rows and samples so far, on each data shard
     for chunk in chunks:
         used[chunk.sequence.shard] += -(-chunk.length // TILE)
     size = next(n for n in shapes.tokens if n >= TILE * max(used))
     width = shapes.width_for(max(chunk.start + chunk.length for chunk in chunks))
     batch, last = empty_token_batch(layout, size, groups, width)
-    per_shard, placed = size // TILE, []
+    per_shard, placed, tiled = size // TILE, [], []
+    targets = np.zeros_like(batch.tokens) if any(chunk.sequence.wants_prompt_logprobs for chunk in chunks) else None
     sequences: list[Sequence | None] = [None] * len(last)
     used = [0] * layout.data
     for chunk in chunks:
@@ -48,6 +56,10 @@ def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, gr
         batch.start[first : first + tiles] = chunk.start + TILE * np.arange(tiles)
         batch.lengths[first : first + tiles] = len(sequence.prefill_tokens)
         _fill_pages(batch.pages, slice(first, first + tiles), sequence, width)
+        tiled.append((chunk, first))
+        if targets is not None:
+            following = sequence.prefill_tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
+            targets[first : first + tiles].reshape(-1)[: len(following)] = following
         if chunk.is_last:
             row = shard * per_shard + samples[shard]
             last[row] = used[shard] * TILE + chunk.length - 1
@@ -56,7 +68,7 @@ def prefill_inputs(chunks: Listed[Chunk], layout: Layout, shapes: StepShapes, gr
             samples[shard] += 1
         used[shard] += tiles
     sampling = sampling_inputs(sequences, [chunk.sequence for chunk in chunks], width)
-    return Placed((batch, last, sampling), placed)
+    return Placed((batch, last, sampling, targets), placed, tiled)
 
 
 def decode_inputs(step: ScheduledStep, layout: Layout, shapes: StepShapes, groups: int) -> Placed:

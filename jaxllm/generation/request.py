@@ -65,6 +65,12 @@ class Sample:
         text = "" if self.text is None else self.text.text
         return CompletionOutput(index, text, list(s.tokens), logprobs, s.finish_reason, s.stop_reason)
 
+    def of_prompt(self) -> list[dict[int, Logprob] | None] | None:
+        """The log-probabilities of the prompt's tokens; None if they were not asked for."""
+        if self.sequence.prompt_logprobs is None:
+            return None
+        return [None, *map(self._named, self.sequence.of_prompt)]
+
     def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
         if self.tokenizer is None:
             return choices
@@ -91,7 +97,8 @@ class Request:
 
     def output(self) -> RequestOutput:
         outputs = [s.output(i) for i, s in enumerate(self.samples)]
-        return RequestOutput(self.id, self.prompt, self.ids, outputs, self.samples[0].sequence.num_shared)
+        first = self.samples[0]
+        return RequestOutput(self.id, self.prompt, self.ids, outputs, first.sequence.num_shared, first.of_prompt())
 
 
 class RequestMaker:
@@ -116,6 +123,7 @@ class RequestMaker:
         for i in range(params.n):
             seed = self.stream_seed(params, number, i)
             sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed, bad_words)
+            sequence.prompt_logprobs = None if i else params.prompt_logprobs
             self._sequences += 1
             samples.append(Sample(sequence, self.tokenizer))
         return Request(number, prompt.text, ids, samples)

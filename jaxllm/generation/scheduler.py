@@ -241,7 +241,7 @@ class Scheduler:
         open_shards = [shard for shard in range(len(self.tables)) if room[shard] >= TILE and here[shard] < self.shapes.rows[-1]]
         if not open_shards:
             return None
-        found = {shard: self.tables[shard].find(tokens, self._root(sequence)) for shard in open_shards}
+        found = {shard: self._find(sequence, shard) for shard in open_shards}
         shard = min(open_shards, key=lambda shard: (here[shard], -len(found[shard])))
         table = self.tables[shard]
         held = table.begin(found[shard])
@@ -273,6 +273,11 @@ class Scheduler:
         table.know(held, sequence.prefill_tokens, start + length)
         room[sequence.shard] -= round_up(length, TILE)
         return Chunk(sequence, start, length)
+
+    def _find(self, sequence: Sequence, shard: int) -> list[int]:
+        """What of its tokens is there already; what of the prompt must be looked at is computed all the same."""
+        root = self._root(sequence)
+        return [root] if sequence.wants_prompt_logprobs else self.tables[shard].find(sequence.prefill_tokens, root)
 
     def _root(self, sequence: Sequence) -> int:
         """The root of its pages in the tree."""

@@ -15,7 +15,8 @@ class Sequence:
 
     Its pages, on data shard `shard`, hold the first `cached` of its tokens; the last token it generated is never in there. Where
     they had to be computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. `num_shared` tokens of
-    the prompt were there before it came. No token that completes one of `bad_words` is generated.
+    the prompt were there before it came. No token that completes one of `bad_words` is generated. `prompt_logprobs` of the
+    likeliest tokens are reported at each token of the prompt but the first; None: nothing is.
     """
 
     id: int
@@ -27,6 +28,8 @@ class Sequence:
     bad_words: tuple[tuple[int, ...], ...] = ()
     tokens: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    prompt_logprobs: int | None = None
+    of_prompt: list[dict[int, Logprob]] = field(default_factory=list)
     cached: int = 0
     num_recomputed: int = 0
     num_shared: int = 0
@@ -45,6 +48,11 @@ class Sequence:
         return self.cached < len(self.prompt) + self.num_recomputed
 
     @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Are some of its prompt's not there yet?"""
+        return self.prompt_logprobs is not None and len(self.of_prompt) < len(self.prompt) - 1
+
+    @property
     def awaits_decode(self) -> bool:
         """Is its last token known, and the only one that is not in its pages?"""
         return self.cached == len(self.prompt) + len(self.tokens) - 1
@@ -57,3 +65,5 @@ class Sequence:
     def reset_for_recompute(self) -> None:
         """All its tokens will be prefilled again, into other pages."""
         self.cached, self.num_recomputed, self.held = 0, len(self.tokens), None
+        if self.wants_prompt_logprobs:
+            self.of_prompt.clear()

@@ -47,6 +47,8 @@ class RequestOutput:
 
     `num_cached_tokens`: how many of the prompt's tokens had not to be computed for its first sample: others that began with the
     same ones had left them in the cache.
+    `prompt_logprobs`: for each token of the prompt, {token id: Logprob} of it and the likeliest in its place; None for the first,
+    and for all where they were not asked for.
     """
 
     request_id: int
@@ -54,6 +56,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput] = field(default_factory=list)
     num_cached_tokens: int = 0
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     @property
     def finished(self) -> bool:

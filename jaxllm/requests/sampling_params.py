@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from jaxllm.buckets import MAX_LOGPROBS
 from jaxllm.requests import checks
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.vllm_arguments import SAMPLING_ELSEWHERE
 
-MAX_LOGPROBS = 20
 LARGEST_PENALTY = 2  # of presence and frequency, as in OpenAI's API
 LARGEST_BIAS = 1e30  # what is far beyond any logit, and still a float32
 
@@ -44,6 +44,7 @@ class SamplingParams:
       bad_words: texts that are not generated, each with and without a space before it: of a word's tokens the last is forbidden
         where the others were generated just before.
       logprobs: report the chosen token's log-probability and those of so many likeliest tokens (0 to 20), or of all (-1).
+      prompt_logprobs: the same of the prompt's tokens (0 to 20), all of which are then computed, shared or not.
       skip_special_tokens: leave special tokens out of the text.
       truncate_prompt_tokens: keep the prompt's last so many tokens alone; -1: as many as the context holds beside max_tokens.
     """
@@ -67,6 +68,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
 
@@ -129,6 +131,10 @@ class SamplingParams:
                 f"logprobs={self.logprobs}: from 0 to {MAX_LOGPROBS}, or -1 for all of the vocabulary",
             ),
             (
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
+                f"prompt_logprobs={self.prompt_logprobs}: from 0 to {MAX_LOGPROBS}",
+            ),
+            (
                 self.n == 1 or self.temperature > 0,
                 f"n={self.n} greedy samples are all the same: set a temperature above 0, or n=1",
             ),
@@ -180,6 +186,7 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "allowed_token_ids": checks.token_ids,
     "bad_words": checks.list_of_texts,
     "logprobs": checks.count,
+    "prompt_logprobs": checks.count,
     "skip_special_tokens": checks.flag,
     "truncate_prompt_tokens": checks.count,
 }

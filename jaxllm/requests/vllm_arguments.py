@@ -23,7 +23,6 @@ SAMPLING_ELSEWHERE = {
     "do_sample": "use temperature, which is greedy at 0",
     "num_return_sequences": "use n",
     "output_kind": "llm.stream gives pieces, llm.generate whole texts",
-    "prompt_logprobs": "score the prompt: llm.score([(prompt[:1], [prompt[1:]])]) with its token ids",
     "spaces_between_special_tokens": "special tokens are decoded as the tokenizer does: leave it out",
     "structured_outputs": "outputs cannot be constrained yet: check the text, or score the choices with llm.score",
     "use_beam_search": "beam search is not offered: use n samples",

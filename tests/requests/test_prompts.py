@@ -179,7 +179,6 @@ def test_what_can_be_scored_is_taken_as_it_is() -> None:
         ({"logit_bias": {5: 1e300}}, "logit_bias=.*: numbers of at most 1e"),
         ({"temprature": 0}, "SamplingParams has no argument 'temprature': is it temperature?"),
         ({"xyzzy": 0}, "SamplingParams has no argument 'xyzzy': there are n, temperature, top_p"),
-        ({"prompt_logprobs": 1}, "SamplingParams has no argument 'prompt_logprobs': score the prompt"),
         ({"presence_penalty": "1"}, "presence_penalty='1' is of type str: give a number"),
         ({"allowed_token_ids": 5}, "allowed_token_ids=5 is of type int: give a list of token ids"),
         ({"allowed_token_ids": [0.5]}, r"allowed_token_ids\[0\]=0.5 is of type float: give a whole number"),
