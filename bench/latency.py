@@ -75,7 +75,7 @@ def run(subject: Subject, prompts: list[list[int]], tokens: int) -> tuple[float,
         subject.engine.step(0)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    while subject.engine.scheduler.busy:
+    while subject.engine.busy:
         subject.engine.step()
     return first, (time.perf_counter() - start) / max(tokens - 1, 1)
 

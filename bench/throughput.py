@@ -121,12 +121,12 @@ class Ours:
         first, last = [0.0] * len(requests), [0.0] * len(requests)
         running: set[int] = set()
         start = time.perf_counter()
-        while len(sequences) < len(requests) or engine.scheduler.busy:
+        while len(sequences) < len(requests) or engine.busy:
             while len(sequences) < len(requests) and requests[len(sequences)].arrival <= time.perf_counter() - start:
                 running.add(len(sequences))
                 request = requests[len(sequences)]
                 sequences += self.subject.submit([request.prompt], request.new_tokens)
-            if not engine.scheduler.busy:
+            if not engine.busy:
                 time.sleep(max(requests[len(sequences)].arrival - (time.perf_counter() - start), 0))
                 continue
             engine.step()

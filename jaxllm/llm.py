@@ -83,6 +83,8 @@ class LLM:
       max_num_seqs: most sequences at once; None: 64, as far as memory allows.
       max_num_batched_tokens: most prompt tokens of one step on each data shard, up to 1024.
       enable_prefix_caching: requests that begin with the same tokens, in whole pages of 64, compute them once.
+      batch_invariant: a request has the same log-probabilities, to the bit, alone and in any crowd, whatever was shared or
+        computed again; every step then has the size of the largest (docs/benchmarks.md has the price).
       seed: of requests that name none.
       revision: of the model on the hub: a branch, a tag or a commit.
       hf_overrides: laid over the values of config.json.
@@ -110,6 +112,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         enable_prefix_caching: bool = True,
+        batch_invariant: bool = False,
         seed: int | None = 0,
         revision: str | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
@@ -134,7 +137,8 @@ class LLM:
             self._step_tokens = checks.whole("max_num_batched_tokens", max_num_batched_tokens)
         if not TILE <= self._step_tokens <= MAX_STEP_TOKENS:
             raise ValueError(f"max_num_batched_tokens={max_num_batched_tokens}: a number from {TILE} to {MAX_STEP_TOKENS}")
-        self._enable_prefix_caching = enable_prefix_caching
+        self._enable_prefix_caching = checks.flag("enable_prefix_caching", enable_prefix_caching)
+        self._batch_invariant = checks.flag("batch_invariant", batch_invariant)
         if generation_config not in ("auto", "vllm"):
             raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
         if checks.text("logprobs_mode", logprobs_mode) not in LOGPROBS_MODES:
@@ -194,6 +198,7 @@ class LLM:
                     max_num_seqs=self.plan.max_num_seqs,
                     max_num_batched_tokens=self._step_tokens,
                     enable_prefix_caching=self._enable_prefix_caching,
+                    batch_invariant=self._batch_invariant,
                     on_program=self._progress.say,
                 )
             return self._engine

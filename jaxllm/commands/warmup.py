@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
     add_model(warmup)
     add_place(warmup)
     warmup.add_argument("--max-num-seqs", type=int, help="most sequences at once")
+    warmup.add_argument("--batch-invariant", action="store_true", help="for LLM(batch_invariant=True)")
     warmup.add_argument("--greedy", action="store_true", help="leave out the programs that sample")
     warmup.set_defaults(run=run_warmup)
 
@@ -46,7 +47,8 @@ def run_warmup(args: argparse.Namespace) -> int:
     plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
     steps = Steps(config, plan.layout, plan.dtype)
     started = time.perf_counter()
-    shapes = StepShapes.of(plan.layout.platform, plan.max_model_len, -(-plan.max_num_seqs // plan.layout.data))
+    rows, invariant = -(-plan.max_num_seqs // plan.layout.data), args.batch_invariant
+    shapes = StepShapes.of(plan.layout.platform, plan.max_model_len, rows, batch_invariant=invariant)
     programs = wanted(steps, plan.pool, shapes, random=not args.greedy)
     with tqdm(total=len(programs), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
 

@@ -24,10 +24,23 @@ class StepShapes:
     widths: tuple[int, ...]
 
     @classmethod
-    def of(cls, platform: str, max_model_len: int, rows: int, max_step_tokens: int = MAX_STEP_TOKENS) -> StepShapes:
-        """The ladders for sequences up to `max_model_len`, `rows` of them and `max_step_tokens` on each data shard."""
+    def of(
+        cls,
+        platform: str,
+        max_model_len: int,
+        rows: int,
+        max_step_tokens: int = MAX_STEP_TOKENS,
+        *,
+        batch_invariant: bool = False,
+    ) -> StepShapes:
+        """The ladders for sequences up to `max_model_len`, `rows` of them and `max_step_tokens` on each data shard.
+
+        `batch_invariant`: one shape for all: a product's sums may be made in another order with another number of rows.
+        """
         here = choices(platform)
         most = round_up(max_step_tokens, TILE)
+        if batch_invariant:
+            return cls((most,), (rows,), (pages_of(max_model_len),))
         tokens = tuple(n for n in here.token_rungs if n < most)
         width = pages_of(max_model_len)
         widths = () if here.loops_over_tiles else tuple(n for n in here.width_rungs if n < width)

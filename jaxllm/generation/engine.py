@@ -6,6 +6,8 @@ and finished apart, so that the next can be queued between: a decode call of the
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -34,12 +36,14 @@ class InFlight(NamedTuple):
       placed: what the step was given, the cache and parameters apart, in a decode call as it stands after it; whose row is which.
       sampled: of a prefill step [S], or of a decode call [steps, R].
       taken: the steps of a decode call.
+      started: when it was given to them, by `time.perf_counter`.
     """
 
     step: ScheduledStep
     placed: Placed
     sampled: Sampled
     taken: jax.Array | None = None
+    started: float = 0.0
 
 
 class Engine:
@@ -54,40 +58,65 @@ class Engine:
         max_num_seqs: int,
         max_num_batched_tokens: int = MAX_STEP_TOKENS,
         enable_prefix_caching: bool = True,
+        batch_invariant: bool = False,
         on_program: Callable[[str], None] = lambda name: None,
     ):
         """`on_program` is called with a program's name before its first use, which may compile it."""
         self.steps, self.params, self.pool = steps, params, pool
         self.config, self.layout = steps.config, steps.layout
         rows = -(-max_num_seqs // self.layout.data)
-        self.shapes = StepShapes.of(self.layout.platform, pool.max_model_len, rows, max_num_batched_tokens)
+        platform = self.layout.platform
+        self.shapes = StepShapes.of(platform, pool.max_model_len, rows, max_num_batched_tokens, batch_invariant=batch_invariant)
         sharing = enable_prefix_caching and not self.config.keys_depend_on_length
         tables = [PageTable(pool.pages, sharing=sharing) for _ in range(self.layout.data)]
-        self.scheduler = Scheduler(max_num_seqs, tables, self.shapes, self.config.short_context)
+        context = self.config.short_context
+        self.scheduler = Scheduler(max_num_seqs, tables, self.shapes, context, batch_invariant=batch_invariant)
         self.cache: kv.Cache = []
+        self.flying: deque[InFlight] = deque()
+        self.current = ScheduledStep()
         self.programs = Programs(steps, pool, on_program)
 
-    def step(self, max_tokens: int = MAX_STEPS) -> None:
-        """Run one step to its end: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills."""
-        try:
-            self.finish(self.start(self.scheduler.schedule(min(max_tokens, MAX_STEPS))))
-        except BaseException:
-            self.recover()
-            raise
-        self.scheduler.release_finished()
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.busy or bool(self.flying)
 
-    def start(self, step: ScheduledStep, after: InFlight | None = None) -> InFlight | None:
-        """Give a step to the devices, without waiting for them; None: there is nothing in it.
+    def step(self, max_tokens: int = MAX_STEPS, *, ahead: bool = True) -> InFlight | None:
+        """Wait for one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills.
 
-        `after`: the decode call of the same rows whose results are not known yet. If this raises, `recover`.
+        `ahead`: queue what may follow it first. What was run is returned; None: there was nothing. If it raises, the sequences
+        of `current` have not had it, and all will be computed again.
         """
-        if step.prefill:
-            return self._start_prefill(step)
-        return self._start_decode(step, after) if step.decode else None
+        max_tokens = min(max_tokens, MAX_STEPS)
+        try:
+            if not self.flying:
+                self._start(self.scheduler.schedule(max_tokens))
+            if ahead and len(self.flying) == 1:
+                more = self.scheduler.schedule_ahead(self.flying[0].step, max_tokens)
+                self._start(more or ScheduledStep())
+            if not self.flying:
+                return None
+            self.current = self.flying[0].step
+            self._finish(self.flying[0])
+            return self.flying.popleft()
+        except BaseException:
+            self.flying.clear()
+            self.cache = []
+            self.scheduler.lose_pages()
+            raise
+        finally:
+            self.scheduler.release_finished()
 
-    def finish(self, flying: InFlight | None) -> None:
-        """Wait for a step, and give its sequences their tokens. If this raises, `recover`."""
-        if flying is None or not (flying.placed.rows or flying.sampled.prompt):
+    def _start(self, step: ScheduledStep) -> None:
+        """Give a step, if there is anything in it, to the devices, without waiting for them."""
+        self.current = step
+        if step.prefill:
+            self.flying.append(self._start_prefill(step))
+        elif step.decode:
+            self.flying.append(self._start_decode(step, self.flying[0] if self.flying else None))
+
+    def _finish(self, flying: InFlight) -> None:
+        """Wait for a step, and give its sequences their tokens."""
+        if not (flying.placed.rows or flying.sampled.prompt):
             return
         sampled, taken = to_host((flying.sampled, flying.taken))
         if sampled.prompt is not None:
@@ -102,11 +131,6 @@ class Engine:
                         sequence.cached += 1
                         self._take(sequence, sampled, (at, row))
 
-    def recover(self) -> None:
-        """A step did not run to its end: what the pages hold is lost. Sequences with tokens in them are computed again."""
-        self.cache = []
-        self.scheduler.lose_pages()
-
     def _start_prefill(self, step: ScheduledStep) -> InFlight:
         """The last chunk of a prompt yields its first token."""
         self._expect_decode()
@@ -116,7 +140,7 @@ class Engine:
         self.cache, sampled = program(self.params, self._cache(), *batch)
         for chunk in step.prefill:
             chunk.sequence.cached += chunk.length
-        return InFlight(step, placed, sampled)
+        return InFlight(step, placed, sampled, None, time.perf_counter())
 
     def _start_decode(self, step: ScheduledStep, after: InFlight | None) -> InFlight:
         if after is None:
@@ -126,7 +150,7 @@ class Engine:
         batch = self._to_devices(placed.batch)
         program = self.programs.decode(batch, _top_logprobs(step.decode))
         self.cache, sampled, taken, rows = program(self.params, self._cache(), batch)
-        return InFlight(step, placed._replace(batch=batch._replace(rows=rows)), sampled, taken)
+        return InFlight(step, placed._replace(batch=batch._replace(rows=rows)), sampled, taken, time.perf_counter())
 
     def _expect_decode(self) -> None:
         """Have the program ready, by when they are prefilled, that those who are here will decode with."""

@@ -83,7 +83,7 @@ class EngineLoop:
         self._closing = False
         # What follows is the thread's own.
         self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
-        self._flying: deque[InFlight] = deque()
+        self._engine_is_made = False
         self._seconds_per_step = 0.0
         self._finished_at = 0.0
         _LOOPS.add(self)
@@ -146,12 +146,11 @@ class EngineLoop:
                 if self._busy:
                     self._turn()
             except BaseException as error:  # nobody is to wait for ever
-                self._flying.clear()
                 self._fail(self._waiting(), error)
 
     @property
     def _busy(self) -> bool:
-        return bool(self._samples or self._flying)
+        return bool(self._samples) or (self._engine_is_made and self._engine.busy)
 
     def _add(self, submission: Submission) -> None:
         try:
@@ -160,6 +159,7 @@ class EngineLoop:
             submission.error = error
             submission.tell()
             return
+        self._engine_is_made = True
         for sample in submission.samples:
             self._samples[sample.sequence.id] = sample, submission
             scheduler.add(sample.sequence)
@@ -176,33 +176,19 @@ class EngineLoop:
             self._engine.scheduler.release_finished()
 
     def _turn(self) -> None:
-        """Queue a step or two, wait for the first, and tell whom it concerns."""
-        engine, steps = self._engine, self._steps()
-        step = ScheduledStep()
+        """Run a step, and tell whom it concerns."""
+        engine = self._engine
         try:
-            if not self._flying:
-                step = engine.scheduler.schedule(steps)
-                self._fly(engine.start(step))
-                self._finished_at = time.perf_counter()
-            if len(self._flying) == 1 and (ahead := engine.scheduler.schedule_ahead(self._flying[0].step, steps)) is not None:
-                step = ahead
-                self._fly(engine.start(ahead, self._flying[0]))
-            if self._flying:
-                step = self._flying[0].step
-                engine.finish(self._flying[0])
-                self._time(self._flying.popleft())
+            done = engine.step(self._steps())
+            if done is not None:
+                self._time(done)
         except Exception as error:
-            self._flying.clear()
-            engine.recover()
-            self._fail(_sequences(step) or self._waiting(), error)
-        self._tell(_sequences(step))
+            self._fail(_sequences(engine.current) or self._waiting(), error)
+        else:
+            self._tell(_sequences(engine.current))
 
     def _waiting(self) -> list[Sequence]:
         return [sample.sequence for sample, _ in self._samples.values()]
-
-    def _fly(self, started: InFlight | None) -> None:
-        if started is not None:
-            self._flying.append(started)
 
     def _steps(self) -> int:
         """Tokens of a row in the next decode call."""
@@ -211,10 +197,10 @@ class EngineLoop:
             return min(asked, STREAM_STEPS)
         return min(asked, max(int(CALL_SECONDS / self._seconds_per_step), FEWEST_STEPS))
 
-    def _time(self, flown: InFlight) -> None:
+    def _time(self, done: InFlight) -> None:
         now = time.perf_counter()
-        if flown.taken is not None and (taken := int(flown.taken)):
-            self._seconds_per_step = (now - self._finished_at) / taken
+        if done.taken is not None and (taken := int(done.taken)):
+            self._seconds_per_step = (now - max(self._finished_at, done.started)) / taken
         self._finished_at = now
 
     def _tell(self, sequences: Iterable[Sequence]) -> None:

@@ -85,10 +85,21 @@ class Scheduler:
       tables: the pages of each data shard.
       shapes: of the steps.
       short_context: tokens up to which a cache is of use that was filled before there were more (longrope); None: always.
+      batch_invariant: the keys of a prompt are those that a step of prompts makes, and those of generated tokens decoding's,
+        whatever happens: what was generated is not shared, and is generated again where its pages were given back.
     """
 
-    def __init__(self, max_num_seqs: int, tables: list[PageTable], shapes: StepShapes, short_context: int | None = None):
+    def __init__(
+        self,
+        max_num_seqs: int,
+        tables: list[PageTable],
+        shapes: StepShapes,
+        short_context: int | None = None,
+        *,
+        batch_invariant: bool = False,
+    ):
         self.max_num_seqs, self.tables, self.shapes, self.short_context = max_num_seqs, tables, shapes, short_context
+        self.batch_invariant = batch_invariant
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of their coming
         self.statistics = Statistics()
@@ -179,7 +190,7 @@ class Scheduler:
         """Take a sequence's pages back; it is the next to be admitted. `whole`: they hold what they should."""
         self.statistics.preempted += 1
         self._leave(sequence, whole=whole)
-        sequence.reset_for_recompute()
+        sequence.reset_for_recompute(keep_tokens=not self.batch_invariant)
         self.waiting.appendleft(sequence)
 
     def lose_pages(self) -> None:
@@ -198,7 +209,9 @@ class Scheduler:
     def _leave(self, sequence: Sequence, *, whole: bool = True) -> None:
         self.running.remove(sequence)
         if sequence.held is not None:
-            table, tokens = self.tables[sequence.shard], sequence.prompt + sequence.tokens
+            table, tokens = self.tables[sequence.shard], sequence.prompt
+            if not self.batch_invariant:
+                tokens = tokens + sequence.tokens
             if whole:
                 table.know(sequence.held, tokens, min(sequence.cached, len(tokens)))
             table.release(sequence.held)

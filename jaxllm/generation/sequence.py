@@ -62,8 +62,11 @@ class Sequence:
         """Tokens it may still generate."""
         return self.max_tokens - len(self.tokens)
 
-    def reset_for_recompute(self) -> None:
-        """All its tokens will be prefilled again, into other pages."""
+    def reset_for_recompute(self, *, keep_tokens: bool = True) -> None:
+        """All its tokens will be prefilled again, into other pages; or the prompt alone, and the others, the same, generated."""
+        if not keep_tokens:
+            self.tokens.clear()
+            self.logprobs.clear()
         self.cached, self.num_recomputed, self.held = 0, len(self.tokens), None
         if self.wants_prompt_logprobs:
             self.of_prompt.clear()

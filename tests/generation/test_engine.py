@@ -17,7 +17,6 @@ from checkpoints.load import load
 from jaxllm.buckets import PAGE
 from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
-from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
 from jaxllm.generation.pages import ROOT
@@ -28,8 +27,7 @@ from sharding.hlo import analyse
 from sharding.layout import make_layout
 
 SLOTS = 4
-STEP_TOKENS = 256
-OF = StepShapes.of
+INVARIANT = {"batch_invariant": True, "max_num_batched_tokens": 256}
 LAYOUTS = [("tensor", 1), ("tensor", 4), ("replicated", 2), ("replicated-2x2", 4)]
 STOP = (5, 60)
 KINDS = [
@@ -72,20 +70,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
-    def make(name: str, devices: int, on_program: Callable[[str], None] = lambda line: None, tokens: int = 0) -> Engine:
+    def make(name: str, devices: int, tokens: int = 0, **options: Any) -> Engine:
         layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
         params = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
         each = -(-SLOTS // layout.data)
         pool = Pool.of(checkpoint.config, 700, tokens or each * 700, each)
-        return Engine(Steps(checkpoint.config, layout, "float32"), params, pool=pool, max_num_seqs=SLOTS, on_program=on_program)
+        return Engine(Steps(checkpoint.config, layout, "float32"), params, pool=pool, max_num_seqs=SLOTS, **options)
 
     return make
-
-
-def in_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone or not, a step has all its rows and tokens."""
-    monkeypatch.setattr(StepShapes, "rows_for", lambda shapes, rows: shapes.rows[-1])
-    monkeypatch.setattr(StepShapes, "of", lambda *sizes: replace(OF(*sizes), tokens=(STEP_TOKENS,)))
 
 
 def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:
@@ -98,11 +90,11 @@ def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MA
                 engine.scheduler.add(sequence)
             if case.cancelled == step:
                 engine.scheduler.cancel(sequence.id)
-        engine.step(steps())
+        engine.step(steps(), ahead=step % 3 > 0)
         step += 1
-    engine.scheduler.release_finished()
+    while engine.busy:
+        engine.step()
     engine.scheduler.check_integrity()
-    assert not engine.scheduler.busy
     return sequences
 
 
@@ -132,11 +124,8 @@ LEFT = Case(list(range(9)), KINDS[0], max_tokens=300, seed=3, stop_ids=(), cance
 
 
 @pytest.mark.parametrize(("name", "devices"), layered(LAYOUTS, lambda *layout: layout in (LAYOUTS[0], LAYOUTS[-1])))
-def test_each_gets_what_it_gets_alone(
-    name: str, devices: int, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_as_many_rows(monkeypatch)
-    engine, rng = make_engine(name, devices), np.random.default_rng(devices)
+def test_each_gets_what_it_gets_alone(name: str, devices: int, make_engine: Callable[..., Engine]) -> None:
+    engine, rng = make_engine(name, devices, **INVARIANT), np.random.default_rng(devices)
     # Every kind is a program of its own: a few of them on several devices.
     cases = [LONG, LEFT, *random_cases(rng, 16, KINDS if devices == 1 else KINDS[:2])]
     together = run(engine, cases, lambda: int(rng.choice([1, 3, 8, MAX_STEPS])))
@@ -166,7 +155,7 @@ def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Cal
     engine.step(0)
     for _ in range(2):
         before, where = list(engine.cache), pointers(engine)
-        engine.step(4)
+        engine.step(4, ahead=False)
         assert all(array.is_deleted() for layer in before for array in layer)
         assert pointers(engine) == where
     before, where = list(engine.cache), pointers(engine)
@@ -192,7 +181,7 @@ def test_prefill_copies_no_cache(name: str, devices: int, dtype: str, checkpoint
 
 def test_a_second_run_compiles_nothing(make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture) -> None:
     announced: list[str] = []
-    engine = make_engine("tensor", 2, announced.append)
+    engine = make_engine("tensor", 2, on_program=announced.append)
     few = [Case([i] * n, KINDS[i % 2], 20, seed=i, arrival=i) for i, n in enumerate((3, 270, 9, 12, 15))]
     first = run(engine, few, lambda: 5)
     programs = len(engine.programs)
@@ -215,19 +204,16 @@ def test_a_prompt_of_a_full_context(make_engine: Callable[..., Engine]) -> None:
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_a_small_pool_makes_sequences_wait_and_be_computed_again(
-    sharing: bool, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_pool_makes_sequences_wait_and_be_computed_again(sharing: bool, make_engine: Callable[..., Engine]) -> None:
     """Four sequences that outgrow the pages that there are gain what each gains alone."""
-    in_as_many_rows(monkeypatch)
-    engine = make_engine("tensor", 1, tokens=700)
+    engine = make_engine("tensor", 1, tokens=700, **INVARIANT)
     engine.scheduler.tables[0].sharing = sharing
     cases = [Case(list(range(i, i + 120)), KINDS[0], max_tokens=200, seed=i, stop_ids=()) for i in range(4)]
     together = run(engine, cases)
     assert engine.scheduler.statistics.preempted
     for case, among in zip(cases, together, strict=True):
         [alone] = run(engine, [case])
-        assert among.tokens == alone.tokens
+        assert (among.tokens, among.logprobs) == (alone.tokens, alone.logprobs)
 
 
 def test_a_common_beginning_is_computed_once(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
