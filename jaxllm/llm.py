@@ -165,6 +165,8 @@ class LLM:
         self._process = os.getpid()
         self._request_maker = RequestMaker(self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed)
         self._params: Future[list[jax.Array]] = Future()
+        self._steps: Future[Steps] = Future()
+        threading.Thread(target=self._make_steps, daemon=True).start()  # beside the weights
         if wait:
             self._load(started)
             self._params.result()
@@ -182,9 +184,11 @@ class LLM:
         self.load_seconds = time.perf_counter() - started
         self._params.set_result(params)
 
-    @cached_property
-    def _steps(self) -> Steps:
-        return Steps(self.config, self.plan.layout, self.plan.dtype, self._logprobs_mode)
+    def _make_steps(self) -> None:
+        try:
+            self._steps.set_result(Steps(self.config, self.plan.layout, self.plan.dtype, self._logprobs_mode))
+        except BaseException as error:
+            self._steps.set_exception(error)
 
     @property
     def engine(self) -> Engine:
@@ -192,7 +196,7 @@ class LLM:
         with self._lock:
             if self._engine is None:
                 self._engine = Engine(
-                    self._steps,
+                    self._steps.result(),
                     self._params.result(),
                     pool=self.plan.pool,
                     max_num_seqs=self.plan.max_num_seqs,
@@ -206,7 +210,7 @@ class LLM:
     @cached_property
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        return Scorer(self._steps, self._params.result, choices(self.plan.layout.platform).scoring_row)
+        return Scorer(self._steps.result(), self._params.result, choices(self.plan.layout.platform).scoring_row)
 
     # The doors
 
