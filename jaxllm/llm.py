@@ -36,7 +36,7 @@ from jaxllm.planning.plan import Run, default_dtype
 from jaxllm.planning.remedies import plan_or_refuse
 from jaxllm.platforms import choices
 from jaxllm.requests import checks
-from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar
+from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar, show_progress
 from jaxllm.requests.chat_template import encode_chat
 from jaxllm.requests.encoding import PairEncoder, fit
 from jaxllm.requests.outputs import RequestError, RequestOutput
@@ -59,6 +59,7 @@ from sharding.mesh import pick_devices
 Prompts = Prompt | Sequence[Prompt]
 
 T = TypeVar("T")
+LONG_COMPILE = 10.0  # seconds, from which on it is told how they are saved
 _LOG = logging.getLogger("jaxllm")
 
 
@@ -157,7 +158,7 @@ class LLM:
         self._generation_defaults = from_generation_config(
             self.checkpoint.generation_defaults if generation_config == "auto" else {}
         )
-        self._said_defaults = False
+        self._said_defaults = self._said_warmup = False
         self._progress = progress
         self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
         self._engine: Engine | None = None
@@ -203,9 +204,13 @@ class LLM:
                     max_num_batched_tokens=self._step_tokens,
                     enable_prefix_caching=self._enable_prefix_caching,
                     batch_invariant=self._batch_invariant,
-                    on_program=self._progress.say,
+                    on_program=self._on_program,
                 )
             return self._engine
+
+    def _on_program(self, name: str) -> None:
+        self._progress.say(name)
+        self._loop.say(name)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -377,10 +382,24 @@ class LLM:
 
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
+        compiled, seconds = self.compiled, self.compile_seconds
         with progress_bar(use_tqdm, len(requests)) as bar:
-            for _ in self._loop.submit(requests):
-                bar.update(sum(request.finished for request in requests) - bar.n)
+            submission = self._loop.submit(requests)
+            for _ in submission:
+                show_progress(bar, sum(request.finished for request in requests), submission.waits_for)
+        self._suggest_warmup(self.compiled - compiled, self.compile_seconds - seconds)
         return [request.output() for request in requests]
+
+    def _suggest_warmup(self, compiled: int, seconds: float) -> None:
+        if compiled and seconds > LONG_COMPILE and not self._said_warmup:
+            self._said_warmup = True
+            _LOG.warning(
+                "%d programs were compiled, in %.0f s of work, and are kept; `jaxllm warmup %s` compiles all that generating may "
+                "need ahead",
+                compiled,
+                seconds,
+                self.checkpoint.path,
+            )
 
     def _pieces(self, request: Request) -> Generator[str]:
         sent = 0

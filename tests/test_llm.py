@@ -17,6 +17,7 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.hub import resolve
 from jaxllm import LLM, RequestError, RequestOutput, SamplingParams
+from jaxllm import llm as llm_module
 from jaxllm.generation.detokenizer import Detokenizer
 from jaxllm.generation.loop import Submission
 from jaxllm.llm import Progress
@@ -338,6 +339,23 @@ def test_streams_side_by_side_are_each_whole(llm: LLM) -> None:
     for pieces in itertools.zip_longest(*streams, fillvalue=""):
         found = [text + piece for text, piece in zip(found, pieces, strict=True)]
     assert found == expected
+
+
+def test_what_is_compiled_is_said_and_how_that_is_saved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(llm_module, "show_progress", lambda bar, done, waits_for: said.append(waits_for))
+    monkeypatch.setattr(llm_module, "LONG_COMPILE", -1.0)
+    fresh = make(folder, max_model_len=130)  # of which nothing was compiled before
+    for _ in range(2):
+        fresh.generate("abc", GREEDY)
+    assert said[0] == "prefill of 32 tokens" and said[-1] == ""
+    hints = [r.getMessage() for r in caplog.records if "jaxllm warmup" in r.getMessage()]
+    assert len(hints) == (1 if fresh.compiled else 0)
+    fresh._suggest_warmup(3, 12.3)
+    fresh._suggest_warmup(3, 12.3)
+    assert sum("jaxllm warmup" in r.getMessage() for r in caplog.records) == 1
 
 
 # Interruptions

@@ -42,6 +42,7 @@ class Submission:
         if any(sample.sequence.params.stops for sample in self.samples):
             self.steps = min(steps, STOPPING_STEPS)
         self.unfinished = len(self.samples)
+        self.waits_for = ""  # the program that is loaded or compiled now
         self.error: BaseException | None = None
         self._loop = loop
         self._news = threading.Event()
@@ -95,6 +96,12 @@ class EngineLoop:
         submission = Submission(self, requests, steps)
         self._post(lambda: self._add(submission))
         return submission
+
+    def say(self, program: str) -> None:
+        """Tell all that a program is got ready. For the engine's thread."""
+        for submission in {id(submission): submission for _, submission in self._samples.values()}.values():
+            submission.waits_for = program
+            submission.tell()
 
     def cancel(self, submission: Submission) -> None:
         """End what has not ended, after the step that runs."""
@@ -222,6 +229,7 @@ class EngineLoop:
             concerned[id(submission)] = submission
         self._engine.scheduler.release_finished()
         for submission in concerned.values():
+            submission.waits_for = ""
             submission.tell()
 
     def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> None:

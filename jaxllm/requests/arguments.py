@@ -46,3 +46,10 @@ def progress_bar(use_tqdm: Bar, total: int) -> Any:
     make = use_tqdm if callable(use_tqdm) else tqdm
     hidden = {} if callable(use_tqdm) else {"disable": None if use_tqdm else True, "leave": False}  # None: where no terminal is
     return make(total=total, desc="generating", unit="prompt", **hidden)
+
+
+def show_progress(bar: Any, done: int, waits_for: str) -> None:
+    """Move a bar of `progress_bar` to so many prompts, and name the program that is being compiled, if one is."""
+    if isinstance(bar, tqdm):
+        bar.set_postfix_str(waits_for and f"compiling {waits_for}")
+    bar.update(done - bar.n)

@@ -20,7 +20,7 @@ from jaxllm.execution import programs
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
 from jaxllm.generation.pages import ROOT
-from jaxllm.generation.scheduler import ScheduledStep
+from jaxllm.generation.scheduler import Chunk, ScheduledStep
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.sampling_params import SamplingParams
 from sharding.hlo import analyse
@@ -70,11 +70,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
-    def make(name: str, devices: int, tokens: int = 0, **options: Any) -> Engine:
+    def make(name: str, devices: int, tokens: int = 0, length: int = 700, **options: Any) -> Engine:
         layout = make_layout(name, jax.devices()[:devices], checkpoint.config.hidden_size)
         params = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
         each = -(-SLOTS // layout.data)
-        pool = Pool.of(checkpoint.config, 700, tokens or each * 700, each)
+        pool = Pool.of(checkpoint.config, length, tokens or each * length, each)
         return Engine(Steps(checkpoint.config, layout, "float32"), params, pool=pool, max_num_seqs=SLOTS, **options)
 
     return make
@@ -217,22 +217,21 @@ def test_a_small_pool_makes_sequences_wait_and_be_computed_again(sharing: bool, 
 
 
 def test_a_common_beginning_is_computed_once(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each data shard; and what follows is what it is without sharing."""
-    engine = make_engine("replicated", 2)
+    """On each data shard, in whole pages; and what follows is what it is without sharing."""
+    engine = make_engine("replicated", 2, length=1024)
     computed: list[int] = []
-    schedule = engine.scheduler.schedule
+    prefill = engine.scheduler._prefill
 
-    def counted(max_tokens: int) -> ScheduledStep:
-        step = schedule(max_tokens)
-        computed.extend(chunk.length for chunk in step.prefill)
-        return step
+    def counted(chunks: tuple[Chunk, ...]) -> ScheduledStep:
+        computed.extend(chunk.length for chunk in chunks)
+        return prefill(chunks)
 
-    monkeypatch.setattr(engine.scheduler, "schedule", counted)
-    beginning = np.random.default_rng(0).integers(97, size=5 * PAGE).tolist()
-    cases = [Case([*beginning, i, 1, 2], KINDS[0], max_tokens=5, seed=0, stop_ids=()) for i in range(12)]
-    shared = run(engine, cases)
-    assert sum(computed) == 2 * len(beginning) + 3 * len(cases)
-    assert [s.num_shared for s in shared] == 2 * [0] + 10 * [len(beginning)]
+    monkeypatch.setattr(engine.scheduler, "_prefill", counted)
+    beginning = np.random.default_rng(0).integers(97, size=1000).tolist()
+    cases = [Case([*beginning, i % 97, i // 97, 2], KINDS[0], max_tokens=5, seed=0, stop_ids=()) for i in range(100)]
+    shared, in_pages = run(engine, cases), 1000 // PAGE * PAGE
+    assert sum(computed) == 2 * in_pages + 100 * (1003 - in_pages)
+    assert [s.num_shared for s in shared] == 2 * [0] + 98 * [in_pages]
     for table in engine.scheduler.tables:
         table.sharing = False
     for one, other in zip(shared, run(engine, cases), strict=True):

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.workload import Lengths
 from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE
 from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.generation.pages import PageTable
@@ -122,6 +124,23 @@ def test_every_page_is_accounted_for_and_nobody_is_forgotten(
     for s in everyone:
         assert s.finish_reason != "length" or len(s.tokens) == s.max_tokens
         assert s.finish_reason is not None and s.held is None
+
+
+def test_sequences_hold_their_own_tokens_and_less_than_a_page_each() -> None:
+    """So that four times as many of the lengths that users have run at once as with rows as long as the longest may be."""
+    pages, longest = 160, 600
+    prompts, answers = (lengths.draw(np.random.default_rng(0), 200) for lengths in (Lengths(83, 400), Lengths(61, 200)))
+    scheduler, most = scheduler_of(256, pages=1 + pages), 0
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        scheduler.add(sequence(i, prompt=prompt, max_tokens=answer, first=1000 * i))
+    while scheduler.busy:
+        step = run(scheduler, 8)
+        for s in scheduler.running:
+            if s.held is not None and s in step.decode:
+                assert len(s.held.pages[0]) * PAGE < s.cached + 8 + PAGE
+        if not scheduler.statistics.preempted:
+            most = max(most, len(scheduler.running))
+    assert most >= 4 * (pages * PAGE // longest)
 
 
 def test_a_decision_over_many_rows_takes_no_time() -> None:
