@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from crowd import STOP, Case, run
 from layers import layered
 from tiny_checkpoint import write_tiny
 
@@ -21,7 +22,6 @@ from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.engine import Engine
 from jaxllm.generation.pages import ROOT
 from jaxllm.generation.scheduler import Chunk, ScheduledStep
-from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.sampling_params import SamplingParams
 from sharding.hlo import analyse
 from sharding.layout import make_layout
@@ -29,7 +29,6 @@ from sharding.layout import make_layout
 SLOTS = 4
 INVARIANT = {"batch_invariant": True, "max_num_batched_tokens": 256}
 LAYOUTS = [("tensor", 1), ("tensor", 4), ("replicated", 2), ("replicated-2x2", 4)]
-STOP = (5, 60)
 KINDS = [
     SamplingParams(temperature=0, logprobs=2),
     SamplingParams(temperature=0.9, logprobs=0),
@@ -47,22 +46,6 @@ KINDS = [
 ]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A request, the step in which it arrives and the step before which it is cancelled, if it is."""
-
-    prompt: list[int]
-    params: SamplingParams
-    max_tokens: int
-    seed: int
-    stop_ids: tuple[int, ...] = STOP
-    arrival: int = 0
-    cancelled: int | None = None
-
-    def sequence(self, id: int) -> Sequence:
-        return Sequence(id, self.prompt, self.params, self.max_tokens, self.stop_ids, self.seed)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_tiny(tmp_path_factory.mktemp("engine")))
@@ -78,24 +61,6 @@ def make_engine(checkpoint: Checkpoint) -> Callable[..., Engine]:
         return Engine(Steps(checkpoint.config, layout, "float32"), params, pool=pool, max_num_seqs=SLOTS, **options)
 
     return make
-
-
-def run(engine: Engine, cases: list[Case], steps: Callable[[], int] = lambda: MAX_STEPS) -> list[Sequence]:
-    """All the cases at once, each from its arrival on."""
-    sequences = [case.sequence(i) for i, case in enumerate(cases)]
-    step = 0
-    while any(s.finish_reason is None for s in sequences):
-        for case, sequence in zip(cases, sequences, strict=True):
-            if case.arrival == step:
-                engine.scheduler.add(sequence)
-            if case.cancelled == step:
-                engine.scheduler.cancel(sequence.id)
-        engine.step(steps(), ahead=step % 3 > 0)
-        step += 1
-    while engine.busy:
-        engine.step()
-    engine.scheduler.check_integrity()
-    return sequences
 
 
 def random_cases(rng: np.random.Generator, count: int, kinds: list[SamplingParams]) -> list[Case]:
