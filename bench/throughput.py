@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +121,7 @@ class Ours:
         sequences: list[Sequence] = []
         first, last = [0.0] * len(requests), [0.0] * len(requests)
         running: set[int] = set()
+        before = replace(engine.scheduler.statistics)
         start = time.perf_counter()
         while len(sequences) < len(requests) or engine.busy:
             while len(sequences) < len(requests) and requests[len(sequences)].arrival <= time.perf_counter() - start:
@@ -138,8 +140,10 @@ class Ours:
                     last[i] = now
                     running.remove(i)
         assert [len(s.tokens) for s in sequences] == [r.new_tokens for r in requests], "a request has ended early"
-        cached_tokens = sum(s.num_shared for s in sequences)
-        return Served([Times(*times) for times in zip(first, last, strict=True)], {"cached_tokens": cached_tokens})
+        after, cached_tokens = engine.scheduler.statistics, sum(s.num_shared for s in sequences)
+        host_ms = 1e3 * (after.host_seconds - before.host_seconds) / max(after.steps - before.steps, 1)
+        counts = {"cached_tokens": cached_tokens, "steps": after.steps - before.steps, "host_ms_per_step": host_ms}
+        return Served([Times(*times) for times in zip(first, last, strict=True)], counts)
 
 
 def compared(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
@@ -165,7 +169,8 @@ def print_table(rows: dict[str, dict[str, float]], ratios: dict[str, dict[str, f
     for name, row in rows.items():
         line = f"  {name:<14}{row['requests_per_second']:10.2f}{row['new_tokens_per_second']:9.1f}"
         line += "".join(f"{1e3 * row[key]:10.1f}" for key in LATENCIES)
-        print(line + (f"{row['cached_tokens']:9.0f}" if "cached_tokens" in row else ""))
+        line += f"{row['cached_tokens']:9.0f}" if "cached_tokens" in row else ""
+        print(line + (f"   host {row['host_ms_per_step']:.1f} a step" if "host_ms_per_step" in row else ""))
         if name in ratios:
             of = ratios[name]
             print(f"  {'  ratio':<24}{of['new_tokens_per_second']:9.2f}" + "".join(f"{of[key]:10.2f}" for key in LATENCIES))

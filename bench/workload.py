@@ -38,7 +38,7 @@ class Served(NamedTuple):
     """What a server did: the times of each request, and whatever it counts, such as `cached_tokens`."""
 
     times: list[Times]
-    counts: dict[str, int]
+    counts: dict[str, float]
 
 
 class Lengths(NamedTuple):

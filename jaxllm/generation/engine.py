@@ -28,6 +28,9 @@ from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
 from sharding.mesh import to_devices, to_host
 
+FEWEST_STEPS = 4  # of a decode call
+CALL_SECONDS = 0.25  # of a decode call, and so about the wait of a request that comes meanwhile
+
 
 class InFlight(NamedTuple):
     """A step that was given to the devices, and what they will have made of it.
@@ -74,6 +77,7 @@ class Engine:
         self.cache: kv.Cache = []
         self.flying: deque[InFlight] = deque()
         self.current = ScheduledStep()
+        self._seconds_per_step = self._finished_at = self._waited = 0.0
         self.programs = Programs(steps, pool, on_program)
 
     @property
@@ -83,10 +87,12 @@ class Engine:
     def step(self, max_tokens: int = MAX_STEPS, *, ahead: bool = True) -> InFlight | None:
         """Wait for one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills.
 
+        A call has no more than it can do in CALL_SECONDS.
+
         `ahead`: queue what may follow it first. What was run is returned; None: there was nothing. If it raises, the sequences
         of `current` have not had it, and all will be computed again.
         """
-        max_tokens = min(max_tokens, MAX_STEPS)
+        max_tokens, began, waited = min(max_tokens, self._steps_of_a_call()), time.perf_counter(), self._waited
         try:
             if not self.flying:
                 self._start(self.scheduler.schedule(max_tokens))
@@ -105,6 +111,15 @@ class Engine:
             raise
         finally:
             self.scheduler.release_finished()
+            statistics = self.scheduler.statistics
+            statistics.steps += 1
+            statistics.host_seconds += time.perf_counter() - began - (self._waited - waited)
+
+    def _steps_of_a_call(self) -> int:
+        """Tokens a row in the next decode call: few before it is known how long one takes."""
+        if not self._seconds_per_step:
+            return FEWEST_STEPS
+        return min(max(int(CALL_SECONDS / self._seconds_per_step), FEWEST_STEPS), MAX_STEPS)
 
     def _start(self, step: ScheduledStep) -> None:
         """Give a step, if there is anything in it, to the devices, without waiting for them."""
@@ -118,7 +133,13 @@ class Engine:
         """Wait for a step, and give its sequences their tokens."""
         if not (flying.placed.rows or flying.sampled.prompt):
             return
+        before = time.perf_counter()
         sampled, taken = to_host((flying.sampled, flying.taken))
+        now = time.perf_counter()
+        self._waited += now - before
+        if taken is not None and taken:
+            self._seconds_per_step = (now - max(self._finished_at, flying.started)) / int(taken)
+        self._finished_at = now
         if sampled.prompt is not None:
             for chunk, tile in flying.placed.tiles:
                 _take_of_prompt(chunk, sampled.prompt, tile * TILE)

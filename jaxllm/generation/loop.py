@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -17,15 +16,13 @@ from contextlib import suppress
 from typing import TypeVar
 
 from jaxllm.execution.steps import MAX_STEPS
-from jaxllm.generation.engine import Engine, InFlight
+from jaxllm.generation.engine import Engine
 from jaxllm.generation.request import Request, Sample
 from jaxllm.generation.scheduler import ScheduledStep
 from jaxllm.generation.sequence import Sequence
 
 STREAM_STEPS = 8  # tokens between two looks at a text that is streamed
 STOPPING_STEPS = 16  # the same, where a stop string may end it: what is decoded past that is wasted
-FEWEST_STEPS = 4
-CALL_SECONDS = 0.25  # of a decode call, and so about the wait of a request that comes meanwhile
 
 T = TypeVar("T")
 
@@ -85,8 +82,6 @@ class EngineLoop:
         # What follows is the thread's own.
         self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
         self._engine_is_made = False
-        self._seconds_per_step = 0.0
-        self._finished_at = 0.0
         _LOOPS.add(self)
 
     # For any thread
@@ -186,9 +181,7 @@ class EngineLoop:
         """Run a step, and tell whom it concerns."""
         engine = self._engine
         try:
-            done = engine.step(self._steps())
-            if done is not None:
-                self._time(done)
+            engine.step(min((submission.steps for _, submission in self._samples.values()), default=1))
         except Exception as error:
             self._fail(_sequences(engine.current) or self._waiting(), error)
         else:
@@ -196,19 +189,6 @@ class EngineLoop:
 
     def _waiting(self) -> list[Sequence]:
         return [sample.sequence for sample, _ in self._samples.values()]
-
-    def _steps(self) -> int:
-        """Tokens of a row in the next decode call."""
-        asked = min((submission.steps for _, submission in self._samples.values()), default=1)
-        if not self._seconds_per_step:
-            return min(asked, STREAM_STEPS)
-        return min(asked, max(int(CALL_SECONDS / self._seconds_per_step), FEWEST_STEPS))
-
-    def _time(self, done: InFlight) -> None:
-        now = time.perf_counter()
-        if done.taken is not None and (taken := int(done.taken)):
-            self._seconds_per_step = (now - max(self._finished_at, done.started)) / taken
-        self._finished_at = now
 
     def _tell(self, sequences: Iterable[Sequence]) -> None:
         """Make text of new tokens, and tell the submissions that have some."""

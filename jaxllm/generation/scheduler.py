@@ -65,11 +65,14 @@ class Statistics:
     Attributes:
       prompt_tokens: of all sequences that ran; `shared_tokens` of them were in the cache already.
       preempted: how often a sequence gave its pages back, to be computed again.
+      steps: that were run; `host_seconds` were spent on them beside waiting for the devices, some of it while these ran.
     """
 
     prompt_tokens: int = 0
     shared_tokens: int = 0
     preempted: int = 0
+    steps: int = 0
+    host_seconds: float = 0.0
 
     @property
     def hit_rate(self) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from bench.throughput import Ours, compared, refusal
 from bench.workload import FEWEST, FIRST_ID, Lengths, Request, Served, Times, Workload, percentiles, summary
+from jaxllm.generation.scheduler import Statistics
 
 pytestmark = pytest.mark.fast
 
@@ -106,6 +107,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.engine = self.scheduler = self
+        self.statistics = Statistics()
         self.sequences: list[Fake.Sequence] = []
 
     class Sequence:
