@@ -30,6 +30,7 @@ class Choices:
       hides_writes: write a single row in a loop of one pass, which XLA does not know: it would make no scatter of it, fuse the
         write into each read, and copy the cache for it.
       token_rungs: tokens of the prefill steps' programs on each data shard, below the most that a step takes.
+      step_tokens: tokens of prompts that cost what a step costs beside its tokens, the reading of the weights most of all.
       row_rungs: rows of the decode steps' programs on each data shard, below the most sequences.
       width_rungs: pages that the programs' attention reaches, below those of the longest sequence; loops need none.
       typical_length: tokens of a sequence, on average, that the cache is made for: a host's memory is not ours alone. None: as
@@ -50,6 +51,7 @@ class Choices:
     turned_keys: bool = False
     hides_writes: bool = False
     token_rungs: tuple[int, ...] = (64, 256)
+    step_tokens: int = 256
     row_rungs: tuple[int, ...] = (1, 8, 64)
     width_rungs: tuple[int, ...] = (8, 32, 128, 512)
     typical_length: int | None = None
@@ -66,6 +68,7 @@ CPU = Choices(
     float32_cache=True,
     loops_over_tiles=True,
     token_rungs=(32, 64, 128, 256, 512),
+    step_tokens=32,
     row_rungs=(1, 4, 8, 16, 32, 64, 128, 256),
     typical_length=512,
     few_experts="one by one",

@@ -17,11 +17,13 @@ class StepShapes:
       tokens: of a prefill step on each data shard, multiples of TILE.
       rows: of a decode step on each data shard.
       widths: pages of a sequence that a step's attention may reach.
+      step_tokens: tokens that cost what a step does beside its tokens.
     """
 
     tokens: tuple[int, ...]
     rows: tuple[int, ...]
     widths: tuple[int, ...]
+    step_tokens: int = 0
 
     @classmethod
     def of(
@@ -44,13 +46,17 @@ class StepShapes:
         tokens = tuple(n for n in here.token_rungs if n < most)
         width = pages_of(max_model_len)
         widths = () if here.loops_over_tiles else tuple(n for n in here.width_rungs if n < width)
-        return cls((*tokens, most), (*(n for n in here.row_rungs if n < rows), rows), (*widths, width))
+        return cls((*tokens, most), (*(n for n in here.row_rungs if n < rows), rows), (*widths, width), here.step_tokens)
 
     def tokens_for(self, tokens: int) -> int:
-        """Tokens of the step that takes `tokens`, or the first of them where two steps waste less."""
-        above = next((n for n in self.tokens if n >= tokens), self.tokens[-1])
+        """Tokens of the step that takes `tokens`, or the first of them where two steps cost less."""
+        above = self._rung(tokens)
         below = max((n for n in self.tokens if n <= tokens), default=above)
-        return above if above <= 1.5 * tokens or below < 128 else below
+        return above if above <= below + self._rung(tokens - below) + self.step_tokens else below
+
+    def _rung(self, tokens: int) -> int:
+        """The fewest tokens of a step that takes so many, or the most."""
+        return next((n for n in self.tokens if n >= tokens), self.tokens[-1])
 
     def rows_for(self, rows: int) -> int:
         """Rows of the decode step for so many sequences."""

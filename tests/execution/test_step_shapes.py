@@ -32,4 +32,9 @@ def test_a_step_of_prompts_is_filled_or_little_is_wasted(platform: str, tokens: 
     shapes = StepShapes.of(platform, 2048, 64)
     chosen = shapes.tokens_for(tokens)
     assert chosen in shapes.tokens
-    assert chosen <= tokens or chosen <= 1.5 * tokens or chosen <= 256
+    cost, steps, left = 0, 0, tokens
+    while left > 0:
+        taken = shapes.tokens_for(left)
+        cost, steps, left = cost + taken, steps + 1, left - taken
+    most = 1.25 * tokens + 64 if platform == "cpu" else 4 * tokens + 64
+    assert cost <= most and steps <= -(-tokens // MAX_STEP_TOKENS) + 4

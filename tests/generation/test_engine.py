@@ -105,6 +105,27 @@ def test_each_gets_what_it_gets_alone(name: str, devices: int, make_engine: Call
         assert not whole or (among.finish_reason, among.stop_reason) == (alone.finish_reason, alone.stop_reason)
 
 
+def test_the_next_step_is_queued_before_this_one_is_known(make_engine: Callable[..., Engine]) -> None:
+    """Unless the host must look at the text first, someone waits for a place, or nothing is left to do."""
+    engine = make_engine("tensor", 1)
+
+    def ahead(*cases: Case) -> list[int]:
+        """How many steps were on their way when each was known."""
+        for i, case in enumerate(cases):
+            engine.scheduler.add(case.sequence(i))
+        found = []
+        while engine.busy:
+            engine.step(4)
+            found.append(len(engine.flying))
+        return found
+
+    long = Case([1, 2, 3], KINDS[0], max_tokens=20, seed=0, stop_ids=())
+    assert ahead(long) == [0, 1, 1, 1, 1, 0]  # the prompt's token is needed; then 4 tokens a call
+    assert ahead(replace(long, params=SamplingParams(temperature=0, stop="x"))) == [0] * 6
+    assert ahead(*[replace(long, prompt=[i] * 512) for i in range(3)])[:2] == [1, 0]  # the rest of a prompt
+    assert sum(ahead(*[long] * SLOTS, replace(long, max_tokens=4))) < 5
+
+
 # In place, and compiled once
 
 
