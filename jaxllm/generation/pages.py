@@ -81,6 +81,10 @@ class HeldPages:
     pages: tuple[list[int], ...]
     nodes: list[int]
 
+    def reaches(self, tokens: int) -> bool:
+        """Is there room for so many tokens?"""
+        return len(self.pages[0]) * PAGE >= tokens
+
 
 class PageTable:
     """The pages of one data shard, for each group of layers, and the tree of what they hold.

@@ -126,10 +126,11 @@ class Scheduler:
         Prompts go first, up to a budget while others wait to decode.
         """
         self.release_finished()
-        for sequence in self.decoding:
+        decoding = self.decoding
+        for sequence in decoding if self.short_context is not None else ():
             if not self._steps_left(sequence, 1):
                 self.preempt(sequence)
-        if not self.decoding:
+        if not decoding:
             self._prefilled = 0
         if self._prefilled < PREFILL_BUDGET or not max_tokens:
             chunks = self._chunks()
@@ -304,7 +305,7 @@ class Scheduler:
     def _decode(self, max_tokens: int) -> ScheduledStep:
         """A decode call for all that are ready, with pages for what it adds; who came last waits where they do not suffice."""
         while decoding := self.decoding:
-            tokens = min(self._steps_left(sequence, max_tokens) for sequence in decoding)
+            tokens = max_tokens if self.short_context is None else min(self._steps_left(s, max_tokens) for s in decoding)
             while tokens and not self._has_room(decoding, tokens):
                 tokens //= 2
             if tokens:
@@ -316,10 +317,13 @@ class Scheduler:
 
     def _extended(self, rows: list[Sequence], before: int, tokens: int) -> ScheduledStep:
         """The decode call of so many tokens a row, after `before` that another adds, with the pages that they take."""
+        reach = 0
         for sequence in rows:
             assert sequence.held is not None
-            self.tables[sequence.shard].extend(sequence.held, self._length_after(sequence, before + tokens))
-        reach = max(self._length_after(sequence, before + tokens) for sequence in rows)
+            length = self._length_after(sequence, before + tokens)
+            reach = max(reach, length)
+            if not sequence.held.reaches(length):
+                self.tables[sequence.shard].extend(sequence.held, length)
         others = self.waiting or len(rows) < len(self.running)
         return ScheduledStep(
             decode=tuple(rows),
@@ -334,16 +338,15 @@ class Scheduler:
 
     def _has_room(self, decoding: list[Sequence], tokens: int) -> bool:
         """Are there free pages on each data shard for so many more tokens a row?"""
-        for shard, table in enumerate(self.tables):
-            wanted = [0] * len(table.pools)
-            for sequence in decoding:
-                if sequence.shard == shard and sequence.held is not None:
-                    table.leave_window(sequence.held, sequence.cached)
-                    for group, n in enumerate(table.missing(sequence.held, self._length_after(sequence, tokens))):
-                        wanted[group] += n
-            if not table.has(wanted):
-                return False
-        return True
+        wanted = [[0] * len(table.pools) for table in self.tables]
+        for sequence in decoding:
+            held, length = sequence.held, self._length_after(sequence, tokens)
+            if held is not None and not held.reaches(length):
+                table = self.tables[sequence.shard]
+                table.leave_window(held, sequence.cached)
+                for group, n in enumerate(table.missing(held, length)):
+                    wanted[sequence.shard][group] += n
+        return all(table.has(n) for table, n in zip(self.tables, wanted, strict=True))
 
     def _length_after(self, sequence: Sequence, tokens: int) -> int:
         """Tokens in its pages after so many decode steps, of which it takes no more than remain."""
