@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxllm.buckets import MAX_LOGPROBS, MAX_STEP_TOKENS, TILE
+from jaxllm.buckets import MAX_LOGPROBS, MAX_STEP_TOKENS, PAGE, TILE
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
@@ -98,7 +98,8 @@ class Engine:
                 self._start(self.scheduler.schedule(max_tokens))
             if ahead and len(self.flying) == 1:
                 more = self.scheduler.schedule_ahead(self.flying[0].step, max_tokens)
-                self._start(more or ScheduledStep())
+                if more is not None and self._fits_behind(more, self.flying[0]):
+                    self._start(more)
             if not self.flying:
                 return None
             self.current = self.flying[0].step
@@ -114,6 +115,11 @@ class Engine:
             statistics = self.scheduler.statistics
             statistics.steps += 1
             statistics.host_seconds += time.perf_counter() - began - (self._waited - waited)
+
+    def _fits_behind(self, step: ScheduledStep, before: InFlight) -> bool:
+        """Lists of tokens on the device have room for as many as their program reaches, and no more."""
+        listed = before.placed.batch.rows.listed if step.decode else None
+        return listed is None or listed.shape[1] == PAGE * self.shapes.width_for(step.reach)
 
     def _steps_of_a_call(self) -> int:
         """Tokens a row in the next decode call: few before it is known how long one takes."""

@@ -126,6 +126,23 @@ def test_the_next_step_is_queued_before_this_one_is_known(make_engine: Callable[
     assert sum(ahead(*[long] * SLOTS, replace(long, max_tokens=4))) < 5
 
 
+def test_penalties_see_all_tokens_however_far_a_step_reaches(make_engine: Callable[..., Engine]) -> None:
+    """Steps queued ahead go on with the lists on the device, which have as much room as the program reaches."""
+    params = SamplingParams(temperature=0, repetition_penalty=1.5, frequency_penalty=1.0)
+    case = Case([1, 2, 3], params, max_tokens=150, seed=0, stop_ids=())
+    engine = make_engine("tensor", 1)
+    engine.shapes = engine.scheduler.shapes = replace(engine.shapes, widths=(1, 2, 11))
+
+    def tokens(*, ahead: bool) -> list[int]:
+        sequence = case.sequence(0)
+        engine.scheduler.add(sequence)
+        while engine.busy:
+            engine.step(8, ahead=ahead)
+        return sequence.tokens
+
+    assert tokens(ahead=True) == tokens(ahead=False)
+
+
 # In place, and compiled once
 
 
