@@ -438,6 +438,17 @@ def test_a_step_that_fails_ends_its_own_requests_alone(llm: LLM, monkeypatch: py
     assert "".join(llm.stream("abc", text_params(max_tokens=200))) == expected
 
 
+def test_a_defect_of_the_scheduler_ends_what_waits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        raise AssertionError("no such page")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.scheduler, "schedule", failing)
+        with pytest.raises(AssertionError, match="no such page"):
+            llm.generate("abc", GREEDY)
+    assert len(tokens(llm.generate("abc", GREEDY))[0]) == 12
+
+
 def test_an_error_in_one_text_leaves_the_others(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = llm.generate(["abc", "xyz"], GREEDY)
     push = Detokenizer.push

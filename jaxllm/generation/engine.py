@@ -87,11 +87,12 @@ class Engine:
     def step(self, max_tokens: int = MAX_STEPS, *, ahead: bool = True) -> InFlight | None:
         """Wait for one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills.
 
-        A call has no more than it can do in CALL_SECONDS.
+        A call has no more tokens than it can do in CALL_SECONDS. What was run is returned; None: there was nothing. If this
+        raises, `current` is the step that failed, and all sequences that run will be computed again.
 
-        `ahead`: queue what may follow it first. What was run is returned; None: there was nothing. If it raises, the sequences
-        of `current` have not had it, and all will be computed again.
+        `ahead`: what may follow the step is queued first.
         """
+        self.current = ScheduledStep()
         max_tokens, began, waited = min(max_tokens, self._steps_of_a_call()), time.perf_counter(), self._waited
         try:
             if not self.flying:
