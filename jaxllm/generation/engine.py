@@ -84,11 +84,11 @@ class Engine:
     def busy(self) -> bool:
         return self.scheduler.busy or bool(self.flying)
 
-    def step(self, max_tokens: int = MAX_STEPS, *, ahead: bool = True) -> InFlight | None:
+    def step(self, max_tokens: int = MAX_STEPS, *, ahead: bool = True) -> None:
         """Wait for one step: chunks of prompts, or a decode call of at most `max_tokens` tokens a row; 0 only prefills.
 
-        A call has no more tokens than it can do in CALL_SECONDS. What was run is returned; None: there was nothing. If this
-        raises, `current` is the step that failed, and all sequences that run will be computed again.
+        A call has no more tokens than it can do in CALL_SECONDS. Afterwards `current` is the step that was run, an empty one if
+        there was nothing. If this raises, it is the step that failed, and all sequences that run will be computed again.
 
         `ahead`: what may follow the step is queued first.
         """
@@ -101,11 +101,10 @@ class Engine:
                 more = self.scheduler.schedule_ahead(self.flying[0].step, max_tokens)
                 if more is not None and self._fits_behind(more, self.flying[0]):
                     self._start(more)
-            if not self.flying:
-                return None
-            self.current = self.flying[0].step
-            self._finish(self.flying[0])
-            return self.flying.popleft()
+            if self.flying:
+                self.current = self.flying[0].step
+                self._finish(self.flying[0])
+                self.flying.popleft()
         except BaseException:
             self.flying.clear()
             self.cache = []
