@@ -162,7 +162,7 @@ class LLM:
         self._progress = progress
         self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
         self._engine: Engine | None = None
-        self._loop = EngineLoop(lambda: self.engine)
+        self._loop = EngineLoop(lambda: self.engine, self._check_process)
         self._process = os.getpid()
         self._request_maker = RequestMaker(self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed)
         self._params: Future[list[jax.Array]] = Future()
@@ -445,7 +445,6 @@ class LLM:
         """The results, each made by the thread that has the devices."""
         end = object()
         while True:
-            self._check_process()
             result = self._loop.run(lambda: next(results, end))
             if result is end:
                 return

@@ -125,10 +125,11 @@ from jaxllm import LLM, RequestError, SamplingParams
 llm = LLM(sys.argv[1], devices=1)
 greedy = SamplingParams(temperature=0)
 before = llm.generate("abc", greedy)[0].outputs[0].text
+stream = llm.stream("abc", greedy)
 child = os.fork()
 if child == 0:
     calls = [lambda: llm.generate("abc", greedy), lambda: list(llm.stream("abc", greedy)), lambda: llm.score([("a", [" b"])]),
-             lambda: llm.chat([{"role": "user", "content": "a"}])]
+             lambda: llm.chat([{"role": "user", "content": "a"}]), lambda: next(stream)]
     for call in calls:
         try:
             call()
@@ -145,5 +146,5 @@ def test_a_forked_process_is_told_in_a_sentence(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, str(folder)], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(said) == 4 and len(set(said)) == 1
+    assert len(said) == 5 and len(set(said)) == 1
     assert said[0].startswith("this LLM belongs to process ") and "make the LLM in the process that uses it" in said[0]

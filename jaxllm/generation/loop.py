@@ -71,10 +71,11 @@ class EngineLoop:
 
     Args:
       engine: makes the engine, on that thread, before its first use.
+      check: called on the thread that asks for something; what it raises refuses that.
     """
 
-    def __init__(self, engine: Callable[[], Engine]):
-        self._make_engine = engine
+    def __init__(self, engine: Callable[[], Engine], check: Callable[[], None] = lambda: None):
+        self._make_engine, self._check = engine, check
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -126,6 +127,7 @@ class EngineLoop:
         self.join()
 
     def _post(self, message: Callable[[], None]) -> None:
+        self._check()
         with self._lock:
             self._inbox.append(message)
             if self._thread is None and not self._closing:
