@@ -59,7 +59,6 @@ from sharding.mesh import pick_devices
 Prompts = Prompt | Sequence[Prompt]
 
 T = TypeVar("T")
-LONG_COMPILE = 10.0  # seconds, from which on it is told how they are saved
 _LOG = logging.getLogger("jaxllm")
 
 
@@ -158,7 +157,7 @@ class LLM:
         self._generation_defaults = from_generation_config(
             self.checkpoint.generation_defaults if generation_config == "auto" else {}
         )
-        self._said_defaults = self._said_warmup = False
+        self._said_defaults = False
         self._progress = progress
         self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
         self._engine: Engine | None = None
@@ -382,24 +381,11 @@ class LLM:
 
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
         requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
-        compiled, seconds = self.compiled, self.compile_seconds
         with progress_bar(use_tqdm, len(requests)) as bar:
             submission = self._loop.submit(requests)
             for _ in submission:
                 show_progress(bar, sum(request.finished for request in requests), submission.waits_for)
-        self._suggest_warmup(self.compiled - compiled, self.compile_seconds - seconds)
         return [request.output() for request in requests]
-
-    def _suggest_warmup(self, compiled: int, seconds: float) -> None:
-        if compiled and seconds > LONG_COMPILE and not self._said_warmup:
-            self._said_warmup = True
-            _LOG.warning(
-                "%d programs were compiled, in %.0f s of work, and are kept; `jaxllm warmup %s` compiles all that generating may "
-                "need ahead",
-                compiled,
-                seconds,
-                self.checkpoint.path,
-            )
 
     def _pieces(self, request: Request) -> Generator[str]:
         sent = 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_checkpoint import write_tiny, write_tokenizer
+from tqdm import tqdm
 
 from checkpoints.errors import CheckpointError
 from checkpoints.hub import resolve
@@ -24,6 +27,7 @@ from jaxllm.llm import Progress
 from jaxllm.planning import plan as plan_module
 from jaxllm.planning.plan import MEMORY_UTILIZATION
 from jaxllm.planning.remedies import DoesNotFitError
+from jaxllm.requests.arguments import show_progress
 from sharding.mesh import DeviceError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -341,21 +345,20 @@ def test_streams_side_by_side_are_each_whole(llm: LLM) -> None:
     assert found == expected
 
 
-def test_what_is_compiled_is_said_and_how_that_is_saved(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_compiled_is_said_and_how_that_is_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(llm_module, "show_progress", lambda bar, done, waits_for: said.append(waits_for))
-    monkeypatch.setattr(llm_module, "LONG_COMPILE", -1.0)
+    shown = io.StringIO()
+
+    def noted(bar: Any, done: int, waits_for: str) -> None:
+        said.append(waits_for)
+        show_progress(bar, done, waits_for)
+
+    monkeypatch.setattr(llm_module, "show_progress", noted)
     fresh = make(folder, max_model_len=130)  # of which nothing was compiled before
     for _ in range(2):
-        fresh.generate("abc", GREEDY)
+        fresh.generate("abc", GREEDY, use_tqdm=partial(tqdm, file=shown, mininterval=0))
     assert said[0] == "prefill of 32 tokens" and said[-1] == ""
-    hints = [r.getMessage() for r in caplog.records if "jaxllm warmup" in r.getMessage()]
-    assert len(hints) == (1 if fresh.compiled else 0)
-    fresh._suggest_warmup(3, 12.3)
-    fresh._suggest_warmup(3, 12.3)
-    assert sum("jaxllm warmup" in r.getMessage() for r in caplog.records) == 1
+    assert "compiling prefill of 32 tokens; `jaxllm warmup` does it ahead" in shown.getvalue()
 
 
 # Interruptions

@@ -49,7 +49,7 @@ def progress_bar(use_tqdm: Bar, total: int) -> Any:
 
 
 def show_progress(bar: Any, done: int, waits_for: str) -> None:
-    """Move a bar of `progress_bar` to so many prompts, and name the program that is being compiled, if one is."""
+    """Move a bar of `progress_bar` to so many prompts; name the program that is compiled, and how to have that done before."""
     if isinstance(bar, tqdm):
-        bar.set_postfix_str(waits_for and f"compiling {waits_for}")
+        bar.set_postfix_str(waits_for and f"compiling {waits_for}; `jaxllm warmup` does it ahead")
     bar.update(done - bar.n)
