@@ -5,6 +5,7 @@ XLA's own options for a program are in `execution/steps.py`; what is known of a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -80,3 +81,21 @@ TPU = Choices(turned_keys=True, hides_writes=True, tables_as_integers=False, gro
 def choices(platform: str) -> Choices:
     """The choices for jax's name of a platform: "cpu", "gpu" or "tpu"."""
     return {"cpu": CPU, "gpu": GPU, "tpu": TPU}[platform]
+
+
+LOOPS, PASSES, KERNELS = "loops", "passes", "kernels"
+TRITON = 8.0  # the compute capability of the first GPUs that have it, Ampere
+SMALLEST_HEAD, LARGEST_HEAD = 16, 256  # of a kernel
+
+
+def attention_form(platform: str, capability: float, dtype: str, head_dim: int) -> str:
+    """How attention goes through the keys.
+
+    LOOPS: over those that are there. PASSES: all rows over as many as a program is compiled for, where loops would wait for the
+    host. KERNELS: our own (`decoder/attention_kernels.py`), for 16 bits and heads of a power of two: Triton takes minutes to
+    compile float32's exact products. `capability`: NVIDIA's, infinite of other devices.
+    """
+    if choices(platform).loops_over_tiles:
+        return LOOPS
+    fits = SMALLEST_HEAD <= head_dim <= LARGEST_HEAD and head_dim & (head_dim - 1) == 0
+    return KERNELS if TRITON <= capability < math.inf and dtype != "float32" and fits else PASSES

@@ -47,8 +47,8 @@ def run_warmup(args: argparse.Namespace) -> int:
     plan = plan_or_refuse(Run(config, devices, dtype, args.layout, args.max_model_len, args.max_num_seqs))
     steps = Steps(config, plan.layout, plan.dtype)
     started = time.perf_counter()
-    rows, invariant = -(-plan.max_num_seqs // plan.layout.data), args.batch_invariant
-    shapes = StepShapes.of(plan.layout.platform, plan.max_model_len, rows, batch_invariant=invariant)
+    rows, how = -(-plan.max_num_seqs // plan.layout.data), {"attention": steps.attention, "batch_invariant": args.batch_invariant}
+    shapes = StepShapes.of(plan.layout.platform, plan.max_model_len, rows, **how)
     programs = wanted(steps, plan.pool, shapes, random=not args.greedy)
     with tqdm(total=len(programs), unit="program", disable=not sys.stderr.isatty(), leave=False) as bar:
 

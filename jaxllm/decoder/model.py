@@ -26,6 +26,7 @@ from jaxllm.decoder.norm import Norm
 from jaxllm.decoder.paged_attention import over_pages
 from jaxllm.decoder.rope import rope_angles
 from jaxllm.decoder.tree_attention import over_trees
+from jaxllm.platforms import PASSES
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads, pad_heads, round_up
 
@@ -82,7 +83,9 @@ def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
 class Decoder(nnx.Module):
     """A decoder-only transformer for `config`, laid out by `layout`, with parameters of `dtype` and no values yet."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, dtype: str):
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: str, attention: str = PASSES):
+        """`attention`: its form, see `attention_form`."""
+        self.attention = attention
         heads = pad_heads(config.num_heads, config.num_kv_heads, layout.divisor)
         vocab, table, d = round_up(config.vocab_size, layout.divisor), config.table_size, config.hidden_size
         self.config = config
@@ -100,14 +103,14 @@ class Decoder(nnx.Module):
         positions = batch.start[:, None] + jnp.arange(batch.tokens.shape[1])[None, :]
         pages = dict(zip(windows(self.config), batch.pages, strict=True))
         given = [(own, batch.start, pages[layer.window]) for own, layer in zip(cache, self.config.layers, strict=True)]
-        over = partial(over_pages, self.layout)
+        over = partial(over_pages, self.layout, self.attention)
         return self._run(batch.tokens, positions, batch.lengths, over, given, defer_gathers=True)
 
     def packed(self, batch: PackedBatch, width: int) -> jax.Array:
         """Packed trees of tokens -> their last hidden states [B, T, D]; nothing is kept."""
         given = [(batch.position, batch.end, batch.first, batch.key_tiles)] * self.config.num_layers
         lengths = jnp.zeros(batch.tokens.shape[0], jnp.int32)
-        over = partial(over_trees, self.layout, width)
+        over = partial(over_trees, self.layout, self.attention, width)
         return self._run(batch.tokens, batch.position, lengths, over, given, defer_gathers=False)[0]
 
     def _run(

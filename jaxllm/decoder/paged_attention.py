@@ -1,9 +1,9 @@
 """Attention over the pages of the KV cache: new tokens see those of their sequence that it holds, and each other causally.
 
 A row is T tokens of one sequence, in consecutive positions of one page. Its keys and values are written before any row reads, so
-that rows of one sequence may stand in one batch. Two forms of the same sum: on a CPU a loop goes over a row's pages, as many as
-there are, and reads each where it lies; elsewhere such a loop would wait for the host in every pass, and all rows read as many
-pages as the program is compiled for, a few at a time.
+that rows of one sequence may stand in one batch. Three forms of the same sum (`platforms.attention_form`): on a CPU a loop goes
+over a row's pages, as many as there are, and reads each where it lies; elsewhere such a loop would wait for the host in every
+pass, and all rows read as many pages as the program is compiled for, a few at a time; or a kernel of our own does as the loop.
 
 Each page's products are the same code wherever it stands, and pages that a row does not see add exact zeros: its bits do not
 depend on how many pages its neighbours have.
@@ -23,18 +23,18 @@ from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
 from jaxllm.decoder.cache_spec import AXES, LayerCache
 from jaxllm.decoder.kv_cache import where_rows_go, write_rows
 from jaxllm.decoder.layers import add_in_order, dot
-from jaxllm.platforms import choices
+from jaxllm.platforms import KERNELS, LOOPS, choices
 from sharding.layout import Layout
 
 PASS_BYTES = 32 << 20  # keys and values of a pass: they stay in a GPU's second cache
 
 
-def over_pages(layout: Layout, spec: AttentionSpec, cache: LayerCache, start: jax.Array, pages: jax.Array) -> Attend:
+def over_pages(layout: Layout, form: str, spec: AttentionSpec, cache: LayerCache, start: jax.Array, pages: jax.Array) -> Attend:
     """Attention over a layer's cache, into which it puts rows of tokens that begin at positions `start` [B].
 
     `pages` [B, C] are those of the layer's group.
     """
-    read = partial(read_pages(layout.platform), spec)
+    read = partial(read_pages(layout.platform, form), spec)
 
     def local(
         cache: LayerCache, q: jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, start: jax.Array
@@ -50,10 +50,13 @@ def over_pages(layout: Layout, spec: AttentionSpec, cache: LayerCache, start: ja
     return lambda q, k, v: over(cache, q, k, v, pages, start)
 
 
-def read_pages(platform: str) -> Callable[[AttentionSpec, jax.Array, LayerCache, jax.Array, jax.Array], jax.Array]:
-    """The form of the sum for a platform; of one device."""
-    here = choices(platform)
-    return by_rows if here.loops_over_tiles else partial(by_passes, turned=here.turned_keys)
+def read_pages(platform: str, form: str) -> Callable[[AttentionSpec, jax.Array, LayerCache, jax.Array, jax.Array], jax.Array]:
+    """A form of the sum, on one device."""
+    if form == KERNELS:
+        from jaxllm.decoder import attention_kernels  # Pallas takes a third of a second to import
+
+        return partial(attention_kernels.over_pages, interpret=platform == "cpu")
+    return by_rows if form == LOOPS else partial(by_passes, turned=choices(platform).turned_keys)
 
 
 def by_rows(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Array, start: jax.Array) -> jax.Array:

@@ -1,15 +1,16 @@
 """Attention inside packed trees: query i sees key j where `j <= i < end[j]` (`jaxllm.scoring.trie`).
 
-Two forms of the same sum, both in tiles so that the cost follows the trees and not the row: a query tile sees its own and those
-before it, often far before it, that hold the path above, and the host lists them. On a CPU a loop goes over the pairs of tiles.
-On a GPU such a loop would wait for the host in every pass: each query tile reads as many tiles as the longest list has, a number
-that the program is compiled for. (Reading every tile between the first and its own would be ten times as many: all trees of
-LLaMA's tokenizer begin with one token.) A tile's result takes the place of its queries: XLA would make the zeros for the results
-of all layers at once, before the first.
+Three forms of the same sum (`platforms.attention_form`), all in tiles so that the cost follows the trees and not the row: a query
+tile sees its own and those before it, often far before it, that hold the path above, and the host lists them. On a CPU a loop
+goes over the pairs of tiles, on newer GPUs a kernel of our own. In plain XLA a loop would wait for the host in every pass: each
+query tile reads as many tiles as the longest list has, a number that the program is compiled for. (Reading every tile between
+the first and its own would be ten times as many: all trees of LLaMA's tokenizer begin with one token.) A tile's result takes the
+place of its queries: XLA would make the zeros for the results of all layers at once, before the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 
 from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
 from jaxllm.decoder.layers import dot
-from jaxllm.platforms import choices
+from jaxllm.platforms import KERNELS, LOOPS
 from sharding.layout import Layout
 
 TILE = 128
@@ -33,17 +34,30 @@ def tile_pairs(end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_trees(
-    layout: Layout, width: int, spec: AttentionSpec, position: jax.Array, end: jax.Array, first: jax.Array, key_tiles: jax.Array
+    layout: Layout,
+    form: str,
+    width: int,
+    spec: AttentionSpec,
+    position: jax.Array,
+    end: jax.Array,
+    first: jax.Array,
+    key_tiles: jax.Array,
 ) -> Attend:
     """Attention in which tokens see their ancestors and themselves; the arrays are a `PackedBatch`'s.
 
-    `width`: the most key tiles that any query tile sees; a CPU needs none.
+    `form`: see `platforms.attention_form`. `width`: the most key tiles that any query tile sees; for PASSES.
     """
     rows, heads = layout.spec(("rows", None)), layout.spec(("rows", None, "heads", None))
-    one = partial(by_pairs, spec) if choices(layout.platform).loops_over_tiles else partial(by_lists, spec, width)
 
     def local(*arrays: jax.Array) -> jax.Array:
         return jnp.stack([one(*row) for row in zip(*arrays, strict=True)])
+
+    if form == KERNELS:
+        from jaxllm.decoder import attention_kernels
+
+        one: Callable[..., jax.Array] = partial(attention_kernels.over_tiles, spec, tile=TILE, interpret=layout.platform == "cpu")
+    else:
+        one = partial(by_pairs, spec) if form == LOOPS else partial(by_lists, spec, width)
 
     over = jax.shard_map(local, mesh=layout.mesh, in_specs=(heads,) * 3 + (rows,) * 4, out_specs=heads, check_vma=False)
     return lambda q, k, v: (over(q, k, v, position, end, first, key_tiles), None)

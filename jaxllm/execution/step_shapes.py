@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE, pages_of
-from jaxllm.platforms import choices
+from jaxllm.platforms import KERNELS, choices
 from sharding.padding import round_up
 
 
@@ -33,11 +33,13 @@ class StepShapes:
         rows: int,
         max_step_tokens: int = MAX_STEP_TOKENS,
         *,
+        attention: str | None = None,
         batch_invariant: bool = False,
     ) -> StepShapes:
         """The ladders for sequences up to `max_model_len`, `rows` of them and `max_step_tokens` on each data shard.
 
-        `batch_invariant`: one shape for all: a product's sums may be made in another order with another number of rows.
+        `attention`: its form, see `attention_form`; None: that in plain XLA. `batch_invariant`: one shape for all: a product's
+        sums may be made in another order with another number of rows.
         """
         here = choices(platform)
         most = round_up(max_step_tokens, TILE)
@@ -45,7 +47,7 @@ class StepShapes:
             return cls((most,), (rows,), (pages_of(max_model_len),))
         tokens = tuple(n for n in here.token_rungs if n < most)
         width = pages_of(max_model_len)
-        widths = () if here.loops_over_tiles else tuple(n for n in here.width_rungs if n < width)
+        widths = () if here.loops_over_tiles or attention == KERNELS else tuple(n for n in here.width_rungs if n < width)
         return cls((*tokens, most), (*(n for n in here.row_rungs if n < rows), rows), (*widths, width), here.step_tokens)
 
     def tokens_for(self, tokens: int) -> int:

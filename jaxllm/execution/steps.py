@@ -8,7 +8,9 @@ is fixed here, once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +39,7 @@ from jaxllm.execution.batch import (
 from jaxllm.execution.loglikelihood import score_hidden
 from jaxllm.execution.penalties import extended, with_tables
 from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, logprobs_of, sample
+from jaxllm.platforms import attention_form
 from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
@@ -83,19 +86,31 @@ def scoring_options(layout: Layout) -> dict[str, Any]:
 class Steps:
     """The steps of one model on one layout."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, dtype: str, logprobs_mode: LogprobsMode = RAW_LOGPROBS):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        dtype: str,
+        logprobs_mode: LogprobsMode = RAW_LOGPROBS,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        attention: str | None = None,
+    ):
+        """`options`: further ones of XLA for every program. `attention`: another form of it than the
+        platform's, see `attention_form`.
+        """
         self.config, self.layout, self.dtype, self.logprobs_mode = config, layout, dtype, logprobs_mode
         self.cache_specs = cache_specs(config, layout, dtype)
-        self.graph, state = nnx.split(Decoder(config, layout, dtype))
+        self.attention = attention or attention_form(layout.platform, layout.capability, dtype, config.head_dim)
+        self.graph, state = nnx.split(Decoder(config, layout, dtype, self.attention))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]
-        options = compiler_options(layout)
+        options = compiler_options(layout) | dict(options)
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         # Said, for jax would write the same partition otherwise, and compile what is given it a second time.
         cache = layout.sharding(AXES)
         self.prefill = jit(self._prefill, out_shardings=(cache, None))
         self.decode = jit(self._decode, out_shardings=(cache, None, None, layout.sharding(("rows",))))
-        self.score = jax.jit(self._score, static_argnames="width", compiler_options=options | scoring_options(layout))
+        self.score = jax.jit(self._score, static_argnames="width", compiler_options=scoring_options(layout) | options)
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
         """The decoder with these parameters."""

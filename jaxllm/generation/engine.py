@@ -68,8 +68,14 @@ class Engine:
         self.steps, self.params, self.pool = steps, params, pool
         self.config, self.layout = steps.config, steps.layout
         rows = -(-max_num_seqs // self.layout.data)
-        platform = self.layout.platform
-        self.shapes = StepShapes.of(platform, pool.max_model_len, rows, max_num_batched_tokens, batch_invariant=batch_invariant)
+        self.shapes = StepShapes.of(
+            self.layout.platform,
+            pool.max_model_len,
+            rows,
+            max_num_batched_tokens,
+            attention=steps.attention,
+            batch_invariant=batch_invariant,
+        )
         sharing = enable_prefix_caching and not self.config.keys_depend_on_length
         tables = [PageTable(pool.pages, sharing=sharing) for _ in range(self.layout.data)]
         context = self.config.short_context

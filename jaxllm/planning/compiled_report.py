@@ -12,7 +12,7 @@ from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.plan import CONTEXT
-from jaxllm.platforms import choices
+from jaxllm.platforms import PASSES, choices
 from sharding.hlo import COLLECTIVES, HloProgram, analyse
 from sharding.layout import Layout
 
@@ -64,8 +64,7 @@ def compiled_steps(config: ModelConfig, layout: Layout, dtype: str, say: Callabl
     pool = Pool.of(config, context, max(BATCHES) * context, max(BATCHES))
     wanted = [programs.prefill(steps, PROMPT, pool)]
     wanted += [programs.decode(steps, batch * layout.data, pool) for batch in BATCHES]
-    platform = choices(layout.platform)
-    wanted += [programs.score(steps, platform.scoring_row, 0 if platform.loops_over_tiles else WIDTH)]
+    wanted += [programs.score(steps, choices(layout.platform).scoring_row, WIDTH if steps.attention == PASSES else 0)]
     found = []
     for program in wanted:
         say(f"compiling {program.name}, {layout.name}")

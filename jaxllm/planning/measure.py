@@ -25,12 +25,14 @@ from jaxllm.decoder.attention import AttentionSpec
 from jaxllm.decoder.cache_spec import LayerCache, cache_dtype
 from jaxllm.decoder.layers import dot
 from jaxllm.decoder.paged_attention import read_pages
+from jaxllm.platforms import attention_form
 from sharding.hardware import Hardware
+from sharding.layout import capability
 from sharding.mesh import device_memory
 
-VERSION = 3  # of what is measured: what others have kept is measured anew
+VERSION = 4  # of what is measured: what others have kept is measured anew
 ROWS = (1, 4, 16, 64, 256, 1024)  # of products
-REPEATS, CALLS = 5, 4
+REPEATS, CALLS, MOST_CALLS = 5, 4, 64
 LONG = 0.1  # seconds of a call that need not be repeated so often
 WIDTH = 4096  # of matrices; on a CPU a quarter, as small models have, and so many that no cache holds them
 EXCHANGES, FEW = 32, 4  # in one program, of small and of large arrays
@@ -73,7 +75,7 @@ def measure(devices: list[jax.Device], dtype: str) -> Hardware:
     curve = tuple((rows, _product(mesh, weights, rows, dtype) / (count * width**2)) for rows in ROWS)
     hop, link, gather = _exchange(mesh) if len(devices) > 1 else (0.0, 1e12, None)
     flops = max(2 * rows / seconds for rows, seconds in curve)
-    capability = getattr(devices[0], "compute_capability", None) if devices[0].platform == "gpu" else None
+    of_nvidia = getattr(devices[0], "compute_capability", None) if devices[0].platform == "gpu" else None
     return Hardware(
         name=devices[0].device_kind,
         kind="",
@@ -83,7 +85,7 @@ def measure(devices: list[jax.Device], dtype: str) -> Hardware:
         bandwidth=copy_rate(devices),
         link=link,
         hop=hop,
-        capability=capability,
+        capability=of_nvidia,
         curve=curve,
         cache_rate=_cache_rate(mesh, dtype),
         gather_rate=gather,
@@ -96,13 +98,20 @@ def _mesh(devices: list[jax.Device]) -> Mesh:
 
 
 def _filled(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An array of this shape on each device, [devices, *shape]."""
-    sharding = NamedSharding(mesh, P("all"))
-    return jax.jit(partial(jnp.ones, (mesh.size, *shape), dtype), out_shardings=sharding)()
+    """Random numbers of this shape on each device, [devices, *shape]: of ones a GPU makes faster products.
+
+    So large that a product with a matrix of them is about as large as what is multiplied.
+    """
+
+    def make() -> jax.Array:
+        numbers = jax.random.normal(jax.random.key(0, impl="rbg"), (mesh.size, *shape), jnp.float32)
+        return (numbers * shape[-1] ** -0.5).astype(dtype)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, P("all")))()
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    """Median time of a call among several that are queued together."""
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Median time of a call among several that are queued together, so many that waiting for the last is little."""
     jax.block_until_ready(run())
 
     def seconds(calls: int) -> float:
@@ -113,7 +122,8 @@ def _seconds(run: Callable[[], Any]) -> float:
         return (time.perf_counter() - start) / calls
 
     one = seconds(1)
-    return one if one > LONG else statistics.median(seconds(CALLS) for _ in range(REPEATS))
+    calls = min(max(CALLS, int(LONG / one)), MOST_CALLS)
+    return one if one > LONG else statistics.median(seconds(calls) for _ in range(REPEATS))
 
 
 def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> float:
@@ -126,7 +136,7 @@ def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> flo
         return x
 
     step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("all"), out_specs=P("all")))
-    return _seconds(lambda: step(x, weights))
+    return seconds_of(lambda: step(x, weights))
 
 
 def copy_rate(devices: list[jax.Device]) -> float:
@@ -140,13 +150,13 @@ def copy_rate(devices: list[jax.Device]) -> float:
         x = step(x)
         return x
 
-    return 2 * x.nbytes / mesh.size / _seconds(run)
+    return 2 * x.nbytes / mesh.size / seconds_of(run)
 
 
 def _cache_rate(mesh: Mesh, dtype: str) -> float:
     rows, heads, group, pages, head_dim = CACHED
-    platform = mesh.devices.flat[0].platform
-    kept = cache_dtype(dtype, platform)
+    device = mesh.devices.flat[0]
+    kept = cache_dtype(dtype, device.platform)
     # Each device has rows of its own, as in a batch.
     q = _filled(mesh, (rows, 1, heads * group, head_dim), dtype).reshape(-1, 1, heads * group, head_dim)
     keys = _filled(mesh, (rows * pages, heads, head_dim, PAGE), kept).reshape(-1, heads, head_dim, PAGE)
@@ -154,9 +164,10 @@ def _cache_rate(mesh: Mesh, dtype: str) -> float:
     table = jnp.tile(jnp.arange(rows * pages, dtype=jnp.int32).reshape(rows, pages), (mesh.size, 1))
     start = jnp.full(len(q), pages * PAGE - 1, jnp.int32)
     spec = P("all")
-    one = partial(read_pages(platform), AttentionSpec(head_dim**-0.5, 0, None))
+    form = attention_form(device.platform, capability(device), dtype, head_dim)
+    one = partial(read_pages(device.platform, form), AttentionSpec(head_dim**-0.5, 0, None))
     step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-    return 2 * keys.nbytes / mesh.size / _seconds(lambda: step(q, cache, table, start))
+    return 2 * keys.nbytes / mesh.size / seconds_of(lambda: step(q, cache, table, start))
 
 
 def _launch(mesh: Mesh) -> float:
@@ -170,7 +181,7 @@ def _launch(mesh: Mesh) -> float:
             y = dot("abi,aio->abo", y, x)
         return y
 
-    return _seconds(lambda: chain(x)) / LAUNCHES
+    return seconds_of(lambda: chain(x)) / LAUNCHES
 
 
 def _exchange(mesh: Mesh) -> tuple[float, float, float]:
@@ -184,7 +195,7 @@ def _exchange(mesh: Mesh) -> tuple[float, float, float]:
             return jax.lax.fori_loop(0, times, lambda _, x: exchange(x), x)
 
         step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-        return _seconds(lambda: step(x)) / times
+        return seconds_of(lambda: step(x)) / times
 
     def reduce(x: jax.Array) -> jax.Array:
         return jax.lax.psum(x, "all") / n

@@ -20,7 +20,7 @@ from jaxllm.decoder.tree_attention import TILE, tile_pairs
 from jaxllm.execution.batch import TARGETS, Scored, abstract_batch, batch_shardings, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.execution.steps import Steps
-from jaxllm.platforms import choices
+from jaxllm.platforms import PASSES
 from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.trie import Row, Trie, pack
@@ -68,7 +68,7 @@ class Scorer:
         share = -(-trie.tokens // self.layout.data)
         length = max(min(power_of_two(share), self.max_step_tokens), power_of_two(longest), TILE)
         rows = [RowTargets(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
-        if not choices(self.layout.platform).loops_over_tiles:
+        if self.steps.attention == PASSES:
             rows.sort(key=lambda one: one.width)  # few programs, and neighbours in need of the same one
         return Packing(pairs, names, rows, length, frozenset(range(len(pairs))))
 
@@ -97,7 +97,7 @@ class Scorer:
 
     def _shape(self, rows: list[RowTargets], length: int) -> Shape:
         max_scored = power_of_two(max(length, round_up(max(len(one.scored) for one in rows), CHUNK)))
-        if choices(self.layout.platform).loops_over_tiles:
+        if self.steps.attention != PASSES:
             return Shape(length, max_scored, 0)
         return Shape(length, max_scored, min(round_up(max(one.width for one in rows), 2), length // TILE))
 
