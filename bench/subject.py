@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -29,12 +31,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="folder, .gguf file, hub id or smollm2-135m (default)")
     what.add_argument("--config", choices=sorted(PRESETS), help="a published shape with random weights")
+    parser.add_argument("--layers", type=int, help="so many layers of the --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--layout", default="tensor", help=NAMES)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--virtual-devices", type=int, metavar="N", help="split the CPU into N devices")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", type=Path, help="keep the result in this JSON file")
+
+
+def preset(name: str, layers: int | None) -> ModelConfig:
+    """A published shape, or so many layers of it."""
+    return PRESETS[name] if layers is None else replace(PRESETS[name], num_layers=layers)
 
 
 class Subject:
@@ -49,7 +57,7 @@ class Subject:
         self.path = None if args.config else resolve(args.model or "smollm2-135m")
         self.name = args.config or args.model or "smollm2-135m"
         self.checkpoint = checkpoint = None if self.path is None else open_checkpoint(self.path)
-        self.config: ModelConfig = PRESETS[args.config] if checkpoint is None else checkpoint.config
+        self.config: ModelConfig = preset(args.config, args.layers) if checkpoint is None else checkpoint.config
         run = Run(self.config, devices, args.dtype, args.layout, max_model_len, max_num_seqs)
         self.plan: Plan = plan_or_refuse(run)
         layout = self.plan.layout
@@ -57,15 +65,19 @@ class Subject:
             params = random_leaves(self.config, layout, args.dtype, seed=0)
         else:
             params = load(checkpoint.source, checkpoint.rules, self.config, layout, args.dtype)
-        jax.block_until_ready(params)
-        self.engine = Engine(
-            Steps(self.config, layout, args.dtype),
-            params,
-            pool=self.plan.pool,
-            max_num_seqs=max_num_seqs,
-            enable_prefix_caching=enable_prefix_caching,
-        )
+        self._params, self._sharing = jax.block_until_ready(params), enable_prefix_caching
         self._ids = 0
+        self.engine = self.engine_with({})
+
+    def engine_with(self, options: dict[str, Any]) -> Engine:
+        """An engine of the same weights whose programs are compiled with further options of XLA."""
+        return Engine(
+            Steps(self.config, self.plan.layout, self.plan.dtype, options=options),
+            self._params,
+            pool=self.plan.pool,
+            max_num_seqs=self.plan.max_num_seqs,
+            enable_prefix_caching=self._sharing,
+        )
 
     def submit(self, prompts: list[list[int]], new_tokens: int) -> list[Sequence]:
         """Greedy requests that run to their full length."""

@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxllm-compiled-")
 
 import jax
+import pytest
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -23,3 +24,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 # An array that broadcasts to a higher rank is written with its axes: `scale[None, None, :]`, not `scale`. Strict dtype
 # promotion cannot be asked for in the same way: jax.nn.dot_product_attention and optax rely on implicit promotion.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On other devices than a CPU's, which are as many as one likes, tests of more than there are skip themselves."""
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        return
+    here = len(jax.devices())
+    for item in items:
+        wanted = item.callspec.params.get("devices") if hasattr(item, "callspec") else None
+        if isinstance(wanted, int) and wanted > here:
+            item.add_marker(pytest.mark.skip(reason=f"of {wanted} devices: {here} here"))

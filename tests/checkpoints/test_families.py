@@ -27,8 +27,9 @@ FIRST = [name for name in CASES if " " not in name]  # of each family; the other
 MECHANISMS = ("llama", "gemma3_text", "qwen3_moe", "gpt2")
 TWO = [("tensor", 3), ("gathered", 4)]
 ONE = [("gathered", 4)]
-RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else ONE)]
-GENERATED = [(name, "tensor", 3) for name in CASES] + [
+ALONE = ("tensor", 1)  # as a GPU runs them, see `bench/gpu/exactness.py`
+RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else [ALONE, *ONE])]
+GENERATED = [(name, *layout) for name in CASES for layout in (("tensor", 3), ALONE)] + [
     (name, *layout) for name in FIRST for layout in (("gathered", 4), ("replicated", 3))
 ]
 
@@ -38,7 +39,7 @@ def run_always(name: str, layout: str, devices: int) -> bool:
 
 
 def generated_always(name: str, layout: str, devices: int) -> bool:
-    return name in MECHANISMS or (name in FIRST and layout == "tensor")
+    return (layout, devices) != ALONE and (name in MECHANISMS or (name in FIRST and layout == "tensor"))
 
 
 def is_fast(name: str, layout: str, devices: int) -> bool:
