@@ -53,23 +53,25 @@ def over_pages(
     blocks = pl.cdiv(group * t, count)
     parts = min(pl.cdiv(BLOCKS, b * kv_heads * blocks), width)
     folded = q.reshape(b, t, kv_heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, group * t, h)
-    folded = jnp.pad(folded, ((0, 0), (0, 0), (0, blocks * count - group * t), (0, 0)))
 
     def kernel(q: Any, keys: Any, values: Any, pages: Any, start: Any, top: Any, total: Any, y: Any) -> None:
         first, part = start[0], pl.program_id(2) // blocks
         row = pl.program_id(2) % blocks * count + jnp.arange(count)
+        there = row < group * t
         position = (first + row % t)[:, None]
         begin = 0 if spec.window is None else jnp.maximum(first - spec.window + 1, 0) // PAGE
         end = (first + t - 1) // PAGE + 1
         each = (end - begin + parts - 1) // parts
-        begin, query = begin + part * each, q[...]
+        begin, query = begin + part * each, plgpu.load(q, mask=there[:, None], other=0.0)
 
         def page(c: jax.Array, sums: Sums) -> Sums:
             at = pages[c]
             seen = spec.mask(position, (c * PAGE + jnp.arange(PAGE))[None, :])
             return _added(spec, sums, query, keys[at], values[at], seen)
 
-        top[...], total[...], y[...] = jax.lax.fori_loop(begin, jnp.minimum(begin + each, end), page, _none(count, h))
+        sums = jax.lax.fori_loop(begin, jnp.minimum(begin + each, end), page, _none(count, h))
+        for to, numbers in zip((top, total, y), sums, strict=True):
+            plgpu.store(to, numbers, mask=there if numbers.ndim == 1 else there[:, None])
 
     whole = cache.keys.shape[0]
     row = pl.BlockSpec((None, None, None, count), lambda i, k, p: (i, p // blocks, k, p % blocks))
@@ -84,12 +86,12 @@ def over_pages(
             pl.BlockSpec((1,), lambda i, k, p: (i,)),
         ],
         out_specs=[row, row, pl.BlockSpec((None, None, None, count, h), lambda i, k, p: (i, p // blocks, k, p % blocks, 0))],
-        out_shape=[jax.ShapeDtypeStruct((b, parts, kv_heads, blocks * count, *more), jnp.float32) for more in ((), (), (h,))],
+        out_shape=[jax.ShapeDtypeStruct((b, parts, kv_heads, group * t, *more), jnp.float32) for more in ((), (), (h,))],
         interpret=interpret,
         name="attention_over_pages",
         how=how,
     )(folded.astype(cache.keys.dtype), *cache, pages, start)
-    y = _together(spec, top, total, y)[:, :, : group * t]
+    y = _together(spec, top, total, y)
     return y.reshape(b, kv_heads, group, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
