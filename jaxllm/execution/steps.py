@@ -39,7 +39,7 @@ from jaxllm.execution.batch import (
 from jaxllm.execution.loglikelihood import score_hidden
 from jaxllm.execution.penalties import extended, with_tables
 from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, logprobs_of, sample
-from jaxllm.platforms import attention_form
+from jaxllm.platforms import KERNELS, PASSES, attention_form
 from sharding.layout import AMPERE, HOPPER, Layout
 
 MAX_STEPS = 64  # tokens a row can gain in one decode call
@@ -83,6 +83,13 @@ def scoring_options(layout: Layout) -> dict[str, Any]:
     return {"xla_gpu_enable_latency_hiding_scheduler": True, "xla_gpu_enable_analytical_latency_estimator": True}
 
 
+def _attention(config: ModelConfig, layout: Layout, dtype: str) -> str:
+    """The form of attention. From 0.11 on jax lowers kernels of Pallas for GPUs that are here, and for no others."""
+    form = attention_form(layout.platform, layout.capability, dtype, config.head_dim)
+    absent = jax.__version_info__ >= (0, 11) and layout.mesh.devices.flat[0] not in jax.local_devices(backend=None)
+    return PASSES if form == KERNELS and absent else form
+
+
 class Steps:
     """The steps of one model on one layout."""
 
@@ -100,7 +107,7 @@ class Steps:
         """
         self.config, self.layout, self.dtype, self.logprobs_mode = config, layout, dtype, logprobs_mode
         self.cache_specs = cache_specs(config, layout, dtype)
-        self.attention = attention or attention_form(layout.platform, layout.capability, dtype, config.head_dim)
+        self.attention = attention or _attention(config, layout, dtype)
         self.graph, state = nnx.split(Decoder(config, layout, dtype, self.attention))
         self.params, self.tree = jax.tree.flatten(state)
         self.shardings = [layout.stored(v.get_metadata()["axes"], v.get_value().shape) for _, v in nnx.to_flat_state(state)]

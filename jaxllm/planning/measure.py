@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
 
 from jaxllm.buckets import PAGE
 from jaxllm.decoder.attention import AttentionSpec
@@ -98,20 +99,25 @@ def _mesh(devices: list[jax.Device]) -> Mesh:
 
 
 def _filled(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Random numbers of this shape on each device, [devices, *shape]: of ones a GPU makes faster products.
+    """Random numbers of this shape on each device, [devices, *shape]: of ones a GPU makes faster products."""
+    return _maker(mesh, shape, jnp.dtype(dtype))()
 
-    So large that a product with a matrix of them is about as large as what is multiplied.
-    """
 
+@lru_cache
+def _maker(mesh: Mesh, shape: tuple[int, ...], dtype: np.dtype) -> Wrapped:
     def make() -> jax.Array:
         numbers = jax.random.normal(jax.random.key(0, impl="rbg"), (mesh.size, *shape), jnp.float32)
+        # So large that a product with a matrix of them is about as large as what is multiplied.
         return (numbers * shape[-1] ** -0.5).astype(dtype)
 
-    return jax.jit(make, out_shardings=NamedSharding(mesh, P("all")))()
+    return jax.jit(make, out_shardings=NamedSharding(mesh, P("all")))
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Median time of a call among several that are queued together, so many that waiting for the last is little."""
+    """Median time of a call among several that are queued together, so many that waiting for the last is little.
+
+    On a CPU few: its virtual devices wait for each other for ever where many exchanges are queued.
+    """
     jax.block_until_ready(run())
 
     def seconds(calls: int) -> float:
@@ -122,7 +128,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
         return (time.perf_counter() - start) / calls
 
     one = seconds(1)
-    calls = min(max(CALLS, int(LONG / one)), MOST_CALLS)
+    calls = CALLS if jax.default_backend() == "cpu" else min(max(CALLS, int(LONG / one)), MOST_CALLS)
     return one if one > LONG else statistics.median(seconds(calls) for _ in range(REPEATS))
 
 

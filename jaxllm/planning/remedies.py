@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from jaxllm.planning.plan import Plan, Run, find_plan, layouts
 from sharding.hardware import KNOWN, AbsentDevice, Hardware, absent, hardware
 
 GIB = 1 << 30
+# XLA takes so much of a GPU's memory when jax starts, and how it is told to take more
+TAKEN, GIVEN = 0.75, 0.95
+FRACTIONS = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 COUNTS = (2, 4, 8, 16, 32, 64)  # as machines have them
 
 
@@ -53,6 +58,10 @@ def _changes(run: Run, plan: Plan) -> Iterator[list[tuple[str, Run]]]:
     device, count = run.devices[0], len(run.devices)
     if device.platform == "cpu":  # its devices share one memory
         return
+    if not isinstance(device, AbsentDevice) and device.platform == "gpu" and not any(name in os.environ for name in FRACTIONS):
+        given = _with_memory(hardware(device), int((plan.memory or 0) * GIVEN / TAKEN), device)
+        yield [(f"{FRACTIONS[0]}={GIVEN} in the environment, for XLA takes {TAKEN} of a GPU unless told otherwise",
+                replace(run, devices=absent(given, count)))]  # fmt: skip
     free = _with_memory(hardware(device), plan.memory, device)
     layout = run.layout if run.layout in ("tensor", "gathered", "replicated") else "auto"
     yield [(f"{n} such devices", replace(run, devices=absent(free, n), layout=layout)) for n in COUNTS if n > count]
@@ -64,7 +73,7 @@ def _halves(n: int) -> list[int]:
     return [n >> i for i in range(1, n.bit_length())]
 
 
-def _with_memory(rates: Hardware | None, memory: int | None, device: AbsentDevice) -> Hardware:
+def _with_memory(rates: Hardware | None, memory: int | None, device: Any) -> Hardware:
     """The device's rates, with its free memory as its memory."""
     memory = memory or 0
     if rates is not None:

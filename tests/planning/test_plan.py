@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import jax
 import pytest
@@ -131,6 +132,30 @@ def test_remedies_are_tried(run: Run, expected: list[str]) -> None:
         plan_or_refuse(run)
     for text, _ in found:
         assert text in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Card:
+    """As much of a `jax.Device` as a plan asks for."""
+
+    id: int
+    platform: str
+    device_kind: str
+    compute_capability: str
+    memory_stats: Callable[[], dict[str, int]]
+    process_index: int = 0
+
+
+def test_all_of_a_gpu_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA takes three quarters of it unless told otherwise; a card that was told so has no more to give."""
+    limit = {"bytes_limit": 64 * GB, "bytes_in_use": 0}
+    here = Card(0, "gpu", "NVIDIA H100 80GB HBM3", "9.0", memory_stats=lambda: limit)
+    run = Run(PRESETS["llama-30b"], [here], "bfloat16", max_model_len=2048, max_num_seqs=8)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    text, changed = remedies(run, find_plan(run))[0]
+    assert text.startswith("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment") and find_plan(changed).fits
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    assert remedies(run, find_plan(run))[0][0] == "2 such devices"
 
 
 def test_sequences_share_what_pages_fit() -> None:
