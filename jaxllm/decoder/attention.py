@@ -57,6 +57,28 @@ class AttentionSpec(NamedTuple):
         return seen if self.window is None else seen & (key > query - self.window)
 
 
+Sums = tuple[jax.Array, jax.Array, jax.Array]
+"""Of each query the maximum of its scores [...], the sum of their exponentials [...], and that of the values [..., H]."""
+
+
+def no_sums(shape: tuple[int, ...]) -> Sums:
+    """The sums of queries [..., H] before anything was added."""
+    zeros = jnp.zeros(shape, jnp.float32)
+    return zeros[..., 0] + LOW, zeros[..., 0], zeros
+
+
+def add_keys(spec: AttentionSpec, sums: Sums, scores: jax.Array, read: Callable[[jax.Array], jax.Array]) -> Sums:
+    """The sums with further scores [..., S], -inf where a key is not seen (Milakov and Gimelshein 2018).
+
+    `read`: exponentials [..., S] -> their sum of the values [..., H].
+    """
+    top, total, y = sums
+    new_top = jnp.maximum(top, scores.max(axis=-1))
+    p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
+    fade = jnp.exp((top - new_top) * spec.post_max_scale)
+    return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + read(p)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with N query heads in groups of G around each of K KV heads, all sizes padded."""
 

@@ -20,9 +20,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllm.buckets import PAGE
-from jaxllm.decoder.attention import LOW, AttentionSpec
+from jaxllm.decoder.attention import LOW, AttentionSpec, Sums, add_keys
 from jaxllm.decoder.cache_spec import LayerCache
 from jaxllm.decoder.layers import dot
+from jaxllm.decoder.paged_attention import folded_queries, unfolded_queries
 
 FEWEST_ROWS = 16  # of a product on the tensor cores
 MOST_ROWS = 64  # queries of a block: their sums stay in registers
@@ -30,9 +31,6 @@ BLOCKS = 264  # two for each multiprocessor of an H100
 WIDE = 256  # bytes of a head up to which all of a tile goes through shared memory at once
 
 PAGES, TILES = (4, 3), (8, 2)  # warps of a block, and keys that are on their way at once
-
-Sums = tuple[jax.Array, jax.Array, jax.Array]
-"""The maximum of the scores, the sum of their exponentials, and that of the values, of each query."""
 
 
 def over_pages(
@@ -52,7 +50,6 @@ def over_pages(
     count = _rows_of_a_block(group * t)
     blocks = pl.cdiv(group * t, count)
     parts = min(pl.cdiv(BLOCKS, b * kv_heads * blocks), width)
-    folded = q.reshape(b, t, kv_heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, group * t, h)
 
     def kernel(q: Any, keys: Any, values: Any, pages: Any, start: Any, top: Any, total: Any, y: Any) -> None:
         first, part = start[0], pl.program_id(2) // blocks
@@ -90,9 +87,8 @@ def over_pages(
         interpret=interpret,
         name="attention_over_pages",
         how=how,
-    )(folded.astype(cache.keys.dtype), *cache, pages, start)
-    y = _together(spec, top, total, y)
-    return y.reshape(b, kv_heads, group, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    )(folded_queries(q, kv_heads).astype(cache.keys.dtype), *cache, pages, start)
+    return unfolded_queries(_together(spec, top, total, y), t)
 
 
 def _rows_of_a_block(rows: int) -> int:
@@ -107,12 +103,8 @@ def _none(rows: int, head_dim: int) -> Sums:
 
 def _added(spec: AttentionSpec, sums: Sums, query: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> Sums:
     """The sums of queries [M, H] with keys [H, S] and values [S, H] that they see as `seen` [M, S] says."""
-    top, total, y = sums
     scores = jnp.where(seen, spec.capped(dot("mh,hs->ms", query, keys)), -jnp.inf)
-    new_top = jnp.maximum(top, scores.max(axis=-1))
-    p = jnp.exp((scores - new_top[:, None]) * spec.post_max_scale)
-    fade = jnp.exp((top - new_top) * spec.post_max_scale)
-    return new_top, total * fade + p.sum(axis=-1), y * fade[:, None] + dot("ms,sh->mh", p.astype(values.dtype), values)
+    return add_keys(spec, sums, scores, lambda p: dot("ms,sh->mh", p.astype(values.dtype), values))
 
 
 def _together(spec: AttentionSpec, top: jax.Array, total: jax.Array, y: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.buckets import PAGE, pages_of
-from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
+from jaxllm.decoder.attention import LOW, Attend, AttentionSpec, Sums, add_keys, no_sums
 from jaxllm.decoder.cache_spec import AXES, LayerCache
 from jaxllm.decoder.kv_cache import where_rows_go, write_rows
 from jaxllm.decoder.layers import add_in_order, dot
@@ -63,30 +63,24 @@ def by_rows(spec: AttentionSpec, q: jax.Array, cache: LayerCache, pages: jax.Arr
     """q [B, T, N, H] at positions start [B] + t -> [B, T, N, H] float32, with a running maximum (Milakov and Gimelshein 2018)."""
     b, t = q.shape[:2]
     kv_heads = cache.keys.shape[1]
-    q = _folded(q, kv_heads).astype(cache.keys.dtype)
+    q = folded_queries(q, kv_heads).astype(cache.keys.dtype)
 
     def row(i: jax.Array, out: jax.Array) -> jax.Array:
         position, query = start[i] + jnp.arange(t)[:, None], q[i]
 
-        def page(c: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            top, total, y = state
+        def page(c: jax.Array, sums: Sums) -> Sums:
             at = pages[i, c]
             scores = spec.capped(dot("kqh,khs->kqs", query, cache.keys[at]))
             visible = spec.mask(position, c * PAGE + jnp.arange(PAGE)[None, :])
             scores = jnp.where(visible, scores.reshape(kv_heads, -1, t, PAGE), -jnp.inf).reshape(scores.shape)
-            new_top = jnp.maximum(top, scores.max(axis=-1))
-            p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
-            fade = jnp.exp((top - new_top) * spec.post_max_scale)
-            new = dot("kqs,ksh->kqh", p, cache.values[at])
-            return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
+            return add_keys(spec, sums, scores, lambda p: dot("kqs,ksh->kqh", p, cache.values[at]))
 
-        zeros = jnp.zeros(query.shape, jnp.float32)
         begin = 0 if spec.window is None else jnp.maximum(start[i] - spec.window + 1, 0) // PAGE
-        _, total, y = jax.lax.fori_loop(begin, (start[i] + t - 1) // PAGE + 1, page, (zeros[..., 0] + LOW, zeros[..., 0], zeros))
+        _, total, y = jax.lax.fori_loop(begin, (start[i] + t - 1) // PAGE + 1, page, no_sums(query.shape))
         return jax.lax.dynamic_update_index_in_dim(out, y / total[..., None], i, 0)
 
     # In the place of the queries: XLA would make the zeros for the results of all layers at once, before the first.
-    return _unfolded(jax.lax.fori_loop(0, b, row, q.astype(jnp.float32)), t)
+    return unfolded_queries(jax.lax.fori_loop(0, b, row, q.astype(jnp.float32)), t)
 
 
 def by_passes(
@@ -102,7 +96,7 @@ def by_passes(
     if spec.window is not None:
         reach = min(reach, pages_of(spec.window - 1 + t) + 1)
         begin = jnp.maximum(start - spec.window + 1, 0) // PAGE
-    folded = _folded(q, kv_heads).astype(cache.keys.dtype)
+    folded = folded_queries(q, kv_heads).astype(cache.keys.dtype)
     lie, products = (cache.keys.swapaxes(2, 3), "bwkqh,bwksh->bwkqs") if turned else (cache.keys, "bwkqh,bwkhs->bwkqs")
     page_bytes = 2 * b * kv_heads * h * PAGE * cache.keys.dtype.itemsize
     width = max(min(PASS_BYTES // page_bytes, reach), 1)
@@ -129,16 +123,16 @@ def by_passes(
     state = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
     passes = -(-reach // width)
     _, total, y = over(0, state) if passes == 1 else jax.lax.fori_loop(0, passes, over, state)
-    return _unfolded(y / total[..., None], t)
+    return unfolded_queries(y / total[..., None], t)
 
 
-def _folded(q: jax.Array, kv_heads: int) -> jax.Array:
+def folded_queries(q: jax.Array, kv_heads: int) -> jax.Array:
     """[B, T, K * G, H] -> [B, K, G * T, H]."""
     b, t, n, h = q.shape
     return q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, n // kv_heads * t, h)
 
 
-def _unfolded(y: jax.Array, t: int) -> jax.Array:
+def unfolded_queries(y: jax.Array, t: int) -> jax.Array:
     """[B, K, G * T, H] -> [B, T, K * G, H]."""
     b, k, rows, h = y.shape
     return y.reshape(b, k, rows // t, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, k * rows // t, h)

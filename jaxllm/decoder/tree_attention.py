@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.decoder.attention import LOW, Attend, AttentionSpec
+from jaxllm.decoder.attention import Attend, AttentionSpec, Sums, add_keys, no_sums
 from jaxllm.decoder.layers import dot
 from jaxllm.platforms import KERNELS, LOOPS
 from sharding.layout import Layout
@@ -92,22 +92,15 @@ def by_pairs(
     index, position = jnp.arange(TILE), position.reshape(-1, TILE)
 
     def query_tile(i: jax.Array, q: jax.Array) -> jax.Array:
-        def key_tile(pair: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            top, total, y = state
+        def key_tile(pair: jax.Array, sums: Sums) -> Sums:
             j = key_tiles[pair]
             scores = spec.capped(dot("kqh,khs->kqs", q[i], k[j]))
             row, column = i * TILE + index[:, None], j * TILE + index[None, :]
             seen = (column <= row) & (row < end[j][None, :]) & _near(spec, position[i], position[j])
             scores = jnp.where(seen[None, None], scores.reshape(heads, -1, TILE, TILE), -jnp.inf).reshape(scores.shape)
-            new_top = jnp.maximum(top, scores.max(axis=-1))
-            p = jnp.exp((scores - new_top[..., None]) * spec.post_max_scale)
-            fade = jnp.exp((top - new_top) * spec.post_max_scale)
-            new = dot("kqs,ksh->kqh", p.astype(v.dtype), v[j])
-            return new_top, total * fade + p.sum(axis=-1), y * fade[..., None] + new
+            return add_keys(spec, sums, scores, lambda p: dot("kqs,ksh->kqh", p.astype(v.dtype), v[j]))
 
-        zeros = jnp.zeros(q.shape[1:], jnp.float32)
-        state = (zeros[..., 0] + LOW, zeros[..., 0], zeros)
-        _, total, y = jax.lax.fori_loop(first[i], first[i + 1], key_tile, state)
+        _, total, y = jax.lax.fori_loop(first[i], first[i + 1], key_tile, no_sums(q.shape[1:]))
         return q.at[i].set((y / total[..., None]).astype(q.dtype))
 
     return _untiled(jax.lax.fori_loop(0, len(q), query_tile, q))
