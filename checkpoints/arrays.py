@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.copying import empty
-from checkpoints.parameters import Parameter, parameters
+from checkpoints.parameters import Leaf, Parameter, leaves
 from checkpoints.safetensors import NAMES
 from checkpoints.source import Source, TensorInfo
 from sharding.layout import Layout
@@ -24,37 +24,50 @@ Bounds = list[tuple[int, int]]  # [first, last) in each dimension
 
 def of_arrays(checkpoint: Checkpoint, arrays: Sequence[jax.Array], layout: Layout, dtype: str) -> Checkpoint:
     """The checkpoint with weights as `load` has made them, arrays in its order, instead of its own."""
-    source = ArraySource(checkpoint.path, parameters(checkpoint.config, layout, dtype), arrays)
+    source = ArraySource(checkpoint.path, leaves(checkpoint.config, layout, dtype), arrays)
     return checkpoint.with_weights(source, checkpoint.rules.of_parameters())
 
 
 class ArraySource(Source):
     """Reads boxes of them to the host, and no more than the box. Every device must be this process's own."""
 
-    def __init__(self, where: Path, declared: Sequence[Parameter], arrays: Sequence[jax.Array]):
+    def __init__(self, where: Path, declared: Sequence[Leaf], arrays: Sequence[jax.Array]):
         super().__init__(where)
         self.version = uuid.uuid4().hex
-        self._arrays = {parameter.path: (parameter, array) for parameter, array in zip(declared, arrays, strict=True)}
-        for parameter, array in self._arrays.values():
-            assert array.is_fully_addressable and array.shape == parameter.shape, parameter.path
-            shape, dtype = parameter.source_shape, np.dtype(array.dtype)
-            self.tensors[parameter.path] = TensorInfo(shape, NAMES[dtype.name], math.prod(shape) * dtype.itemsize)
+        self._arrays: dict[str, tuple[Leaf, Parameter, jax.Array]] = {}
+        for leaf, array in zip(declared, arrays, strict=True):
+            assert array.is_fully_addressable and array.shape == leaf.shape, leaf.parts[0].path
+            for part in leaf.parts:
+                self._arrays[part.path] = leaf, part, array
+                shape, dtype = part.source_shape, np.dtype(array.dtype)
+                self.tensors[part.path] = TensorInfo(shape, NAMES[dtype.name], math.prod(shape) * dtype.itemsize)
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """The box in its own dtype."""
-        parameter, array = self._arrays[name]
+        leaf, parameter, array = self._arrays[name]
         places = [
             np.arange(size)[part] if index is None else _first_places(index)[part]
             for size, index, part in zip(parameter.shape, parameter.indices, slices, strict=True)
         ]
         if not all(map(len, places)):
             return empty(tuple(map(len, places)), np.dtype(array.dtype)), 0
-        bounds = [(int(place.min()), int(place.max()) + 1) for place in places]
-        box = _fetch(array, bounds)
-        for dim, (place, (first, last)) in enumerate(zip(places, bounds, strict=True)):
-            if len(place) < last - first:  # padding or copies lie between
-                box = np.take(box, place - first, axis=dim)
+        *before, columns = places
+        # A device's share at a time: others' columns lie between.
+        shares = np.split(columns, np.flatnonzero(np.diff(columns // (parameter.shape[-1] // leaf.shares))) + 1)
+        found = leaf.columns(parameter)
+        boxes = [_picked(array, [*before, found[share]]) for share in shares]
+        box = boxes[0] if len(boxes) == 1 else np.concatenate(boxes, axis=-1)
         return box, box.nbytes
+
+
+def _picked(array: jax.Array, places: Sequence[np.ndarray]) -> np.ndarray:
+    """The numbers at these places of each dimension."""
+    bounds = [(int(place.min()), int(place.max()) + 1) for place in places]
+    box = _fetch(array, bounds)
+    for dim, (place, (first, last)) in enumerate(zip(places, bounds, strict=True)):
+        if len(place) < last - first:  # padding or copies lie between
+            box = np.take(box, place - first, axis=dim)
+    return box
 
 
 def _first_places(index: np.ndarray) -> np.ndarray:

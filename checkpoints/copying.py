@@ -37,7 +37,7 @@ def owned(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def fill(out: np.ndarray, x: np.ndarray) -> None:
-    """Copy `x` into `out`, which is contiguous and of its shape, in the dtype of `out`."""
+    """Copy `x` into `out`, whose rows are contiguous, of its shape, in the dtype of `out`."""
     if x.dtype == out.dtype:
         x, out = (a.view(f"u{a.dtype.itemsize}") for a in (x, out))  # ml_dtypes' own copies are slower than numpy's
     last, fast = x.ndim - 1, _fastest(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.copying import owned
+from checkpoints.copying import empty, fill, owned
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.names import Rules, TensorMapping, axis_sizes
-from checkpoints.parameters import Parameter, names_of_parameters, parameters
+from checkpoints.parameters import Leaf, Parameter, leaves, names_of_parameters
 from checkpoints.source import Source
 from jaxllm.config import ModelConfig
 from sharding.layout import Layout
@@ -46,6 +46,10 @@ class ParameterSpec:
 
     def shard(self, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
         """The part of the padded parameter at `index`, reading only the box of the tensors it comes from."""
+        return owned(self.view(index, dtype), dtype)
+
+    def view(self, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+        """`shard` as it lies in the file, if it lies there in one piece, and in the file's dtype."""
         wanted = [self._positions(dim, part) for dim, part in enumerate(index)]
         shape = tuple(len(positions) for positions in wanted)
         real = [positions[positions != PAD] for positions in wanted]
@@ -65,7 +69,7 @@ class ParameterSpec:
         part = self.mapping.read(self.source, bounds, self.sizes)
         for dim, (first, last) in enumerate(ranges):
             part = _select(part, dim, wanted[dim], first, last)
-        return owned(part, dtype)
+        return part
 
     def _positions(self, dim: int, part: slice) -> np.ndarray:
         index = self.parameter.indices[dim]
@@ -88,16 +92,17 @@ def load(
 
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen, before any weight is read.
     """
-    specs = match_tensors(source, rules, config, layout, dtype)
-    meter = _Meter(progress, sum(int(np.prod(spec.parameter.shape)) for spec in specs))
+    found = leaves(config, layout, dtype)
+    specs = {spec.parameter.path: spec for spec in _matched(found, source, rules, config)}
+    meter = _Meter(progress, sum(math.prod(leaf.shape) for leaf in found))
 
-    def build(spec: ParameterSpec) -> jax.Array:
-        array = _build(spec, np.dtype(jnp.dtype(dtype)))
+    def build(leaf: Leaf) -> jax.Array:
+        array = _build(leaf, specs, np.dtype(jnp.dtype(dtype)))
         meter.add(array.size)
         return array
 
     with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(build, specs))
+        return list(pool.map(build, found))
 
 
 class _Meter:
@@ -115,18 +120,30 @@ class _Meter:
             self.progress(self.done, self.total)
 
 
-def _build(spec: ParameterSpec, dtype: np.dtype) -> jax.Array:
+def _build(leaf: Leaf, specs: dict[str, ParameterSpec], dtype: np.dtype) -> jax.Array:
     shards: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
-    shape = spec.parameter.shape
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None, "parameters are numeric arrays"
-        key = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+        key = tuple(part.indices(size) for part, size in zip(index, leaf.shape, strict=True))
         if key not in shards:
-            shards[key] = spec.shard(index, dtype)
+            shards[key] = read_shard(leaf, specs, index, dtype)
         return shards[key]
 
-    return jax.make_array_from_callback(shape, spec.parameter.sharding, shard)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def read_shard(leaf: Leaf, specs: dict[str, ParameterSpec], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """The part of a leaf at `index`, reading only the boxes of the tensors that it comes from."""
+    *before, columns = index
+    runs = list(leaf.runs(columns))
+    if len(runs) == 1:
+        part, own, _ = runs[0]
+        return specs[part.path].shard((*before, own), dtype)
+    out = empty(tuple(len(range(size)[one]) for size, one in zip(leaf.shape, index, strict=True)), dtype)
+    for part, own, here in runs:
+        fill(out[..., here], specs[part.path].view((*before, own), dtype))
+    return out
 
 
 def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Layout, dtype: str) -> list[ParameterSpec]:
@@ -134,9 +151,12 @@ def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Lay
 
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen; no weight but a tied head is read.
     """
-    by_param = rules.by_parameter(config)
-    sizes = axis_sizes(config)
-    specs = [ParameterSpec(p, by_param[p.path], sizes, source) for p in parameters(config, layout, dtype)]
+    return _matched(leaves(config, layout, dtype), source, rules, config)
+
+
+def _matched(found: Sequence[Leaf], source: Source, rules: Rules, config: ModelConfig) -> list[ParameterSpec]:
+    by_param, sizes = rules.by_parameter(config), axis_sizes(config)
+    specs = [ParameterSpec(part, by_param[part.path], sizes, source) for leaf in found for part in leaf.parts]
     used = dict.fromkeys(tensor for spec in specs for tensor in spec.mapping.tensors)
     if missing := [tensor for tensor in used if tensor not in source.tensors]:
         raise CheckpointError(
@@ -190,15 +210,15 @@ def require_tied_head(source: Source, rules: Rules, config: ModelConfig) -> None
 
 def random_leaves(config: ModelConfig, layout: Layout, dtype: str, seed: int) -> list[jax.Array]:
     """Random parameters made on the devices, sharded as by `load`: normal of scale 0.02, norms one, padding zero."""
-    leaves = parameters(config, layout, dtype)
+    found = leaves(config, layout, dtype)
     # XLA's own generator: 20 times faster to run than the default one on a CPU, and half the time to compile.
-    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(found))
     makers: dict[object, Callable[[jax.Array], jax.Array]] = {}
     arrays = []
-    for parameter, key in zip(leaves, keys, strict=True):
-        kind = (parameter.shape, parameter.axes, _is_norm(parameter))
+    for leaf, key in zip(found, keys, strict=True):
+        kind = tuple((part.shape, part.axes, _is_norm(part)) for part in leaf.parts)
         if kind not in makers:
-            makers[kind] = _maker(parameter, dtype, config.norm_offset)
+            makers[kind] = _maker(leaf, dtype, config.norm_offset)
         arrays.append(makers[kind](key))
     return arrays
 
@@ -207,10 +227,16 @@ def _is_norm(parameter: Parameter) -> bool:
     return parameter.path.endswith("norm.scale")
 
 
-def _maker(parameter: Parameter, dtype: str, offset: float) -> Callable[[jax.Array], jax.Array]:
-    """A jitted function: random key -> the parameter. `offset`: added by the model to the scales of norms."""
+def _maker(leaf: Leaf, dtype: str, offset: float) -> Callable[[jax.Array], jax.Array]:
+    """A jitted function: random key -> the leaf. `offset`: added by the model to the scales of norms."""
 
     def make(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(leaf.parts))
+        parts = [part_of(part, one) for part, one in zip(leaf.parts, keys, strict=True)]
+        shares = [x.reshape(*x.shape[:-1], leaf.shares, -1) for x in parts]
+        return jnp.concatenate(shares, axis=-1).reshape(leaf.shape)
+
+    def part_of(parameter: Parameter, key: jax.Array) -> jax.Array:
         if _is_norm(parameter):
             return jnp.full(parameter.shape, 1 - offset, dtype)
         x = 0.02 * jax.random.normal(key, parameter.source_shape, jnp.float32)
@@ -219,4 +245,4 @@ def _maker(parameter: Parameter, dtype: str, offset: float) -> Callable[[jax.Arr
                 x = jnp.take(x, jnp.where(index == PAD, x.shape[dim], index), axis=dim, mode="fill", fill_value=0)
         return x.astype(dtype)
 
-    return jax.jit(make, out_shardings=parameter.sharding)
+    return jax.jit(make, out_shardings=leaf.sharding)

@@ -1,7 +1,12 @@
-"""The decoder's parameters before they have values: names, axes, shapes, and which source index stands where."""
+"""The decoder's parameters before they have values: names, axes, shapes, and which source index stands where.
+
+A leaf of the decoder's state is a parameter, or several that are multiplied at once and so stand side by side
+(`jaxllm.decoder.linear.Joint`); files know them apart.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,21 +23,19 @@ from sharding.padding import PAD, pad_heads, pad_tail
 
 @dataclass(frozen=True)
 class Parameter:
-    """One leaf of the decoder.
+    """A matrix, a bias or a scale.
 
     Attributes:
-      path: its path in the module, `blocks.3.attention.query.weight`.
+      path: `blocks.3.attention.query.weight`.
       shape: the padded shape.
       axes: a logical axis name, or None, for each dimension.
       indices: for each dimension the source index at each padded position, or PAD; None for a dimension taken as it is.
-      sharding: its sharding as it is stored on the devices.
     """
 
     path: str
     shape: tuple[int, ...]
     axes: Axes
     indices: tuple[np.ndarray | None, ...]
-    sharding: NamedSharding
 
     @cached_property
     def source_shape(self) -> tuple[int, ...]:
@@ -41,19 +44,56 @@ class Parameter:
         return tuple(size if index is None else int(index.max()) + 1 for size, index in pairs)
 
 
-def parameters(config: ModelConfig, layout: Layout, dtype: str) -> list[Parameter]:
-    """Every parameter of the decoder, in the order of `jax.tree.leaves` of its state."""
+@dataclass(frozen=True)
+class Leaf:
+    """An array of the decoder's state.
+
+    Attributes:
+      shape: the padded shape.
+      sharding: as it is stored on the devices.
+      parts: the parameters in it, side by side along the last dimension: of each of `shares` devices the shares of all.
+    """
+
+    shape: tuple[int, ...]
+    sharding: NamedSharding
+    parts: tuple[Parameter, ...]
+    shares: int
+
+    def runs(self, columns: slice) -> Iterator[tuple[Parameter, slice, slice]]:
+        """(part, where its columns stand in it, where among `columns`), in their order."""
+        first, last, _ = columns.indices(self.shape[-1])
+        at = 0
+        for share in range(self.shares):
+            for part in self.parts:
+                width = part.shape[-1] // self.shares
+                low, high = max(first, at), min(last, at + width)
+                if low < high:
+                    own = share * width - at
+                    yield part, slice(low + own, high + own), slice(low - first, high - first)
+                at += width
+
+    def columns(self, part: Parameter) -> np.ndarray:
+        """The column of the leaf that each column of a part is."""
+        found = np.empty(part.shape[-1], np.int64)
+        for one, own, here in self.runs(slice(None)):
+            if one is part:
+                found[own] = np.arange(here.start, here.stop)
+        return found
+
+
+def leaves(config: ModelConfig, layout: Layout, dtype: str) -> list[Leaf]:
+    """Every leaf of the decoder, in the order of `jax.tree.leaves` of its state."""
     state = nnx.state(Decoder(config, layout, dtype), nnx.Param)
     found = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     indices = padded_indices(config, layout)
-    return [_parameter(path, variable, layout, indices) for path, variable in found]
+    return [_leaf(path, variable, layout, indices) for path, variable in found]
 
 
 def names_of_parameters(config: ModelConfig) -> list[str]:
     """Dotted paths in the order of the leaves."""
     nowhere = AbstractMesh((1, 1), ("data", "model"))
     layout = Layout("nowhere", nowhere, gathered=False, embed_divides=True)  # type: ignore[arg-type]
-    return [parameter.path for parameter in parameters(config, layout, "float32")]
+    return [part.path for leaf in leaves(config, layout, "float32") for part in leaf.parts]
 
 
 def padded_indices(config: ModelConfig, layout: Layout) -> dict[str, np.ndarray]:
@@ -75,12 +115,20 @@ def _of_heads(index: tuple[int, ...], head_dim: int) -> np.ndarray:
     return np.where(heads == PAD, PAD, heads * head_dim + np.arange(head_dim)).reshape(-1)
 
 
-def _parameter(path: jax.tree_util.KeyPath, variable: nnx.Variable, layout: Layout, indices: dict[str, np.ndarray]) -> Parameter:
-    axes: Axes = variable.get_metadata()["axes"]
-    return Parameter(
-        path=jax.tree_util.keystr(path, simple=True, separator="."),
-        shape=variable.get_value().shape,
-        axes=axes,
-        indices=tuple(indices.get(axis) if axis else None for axis in axes),
-        sharding=layout.stored(axes, variable.get_value().shape),
+def _leaf(path: jax.tree_util.KeyPath, variable: nnx.Variable, layout: Layout, indices: dict[str, np.ndarray]) -> Leaf:
+    metadata, shape = variable.get_metadata(), variable.get_value().shape
+    axes: Axes = metadata["axes"]
+
+    def part(path: str, size: int, axis: str | None) -> Parameter:
+        own = (*axes[:-1], axis)
+        return Parameter(path, (*shape[:-1], size), own, tuple(indices.get(axis) if axis else None for axis in own))
+
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    before, _, kind = name.rpartition(".")
+    segments = metadata.get("segments")
+    parts = (
+        (part(name, shape[-1], axes[-1]),)
+        if segments is None
+        else tuple(part(f"{before.rpartition('.')[0]}.{s.name}.{kind}", s.size, s.axis) for s in segments)
     )
+    return Leaf(shape, layout.stored(axes, shape), parts, 1 if segments is None else layout.model)

@@ -21,7 +21,7 @@ from sharding.padding import round_up
 Axes = tuple[str | None, ...]
 
 # logical axis -> the mesh axis that splits it, in every layout
-SPLIT_OVER_MODEL = ("heads", "kv_heads", "ffn", "expert_ffn", "shared_ffn", "vocab")
+SPLIT_OVER_MODEL = ("heads", "kv_heads", "ffn", "expert_ffn", "shared_ffn", "vocab", "joint")
 NAMES = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data, B over model)"
 
 # NVIDIA's compute capabilities: the first with Triton kernels in XLA, and the first for which it overlaps collectives unasked

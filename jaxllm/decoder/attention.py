@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder.cache_spec import LayerCache
-from jaxllm.decoder.linear import Linear
+from jaxllm.decoder.linear import Joint, Linear, Segment
 from jaxllm.decoder.norm import Norm, NormOfAllHeads
 from jaxllm.decoder.rope import rotate
 from sharding.layout import Layout
@@ -85,34 +85,25 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, heads: PaddedHeads, layout: Layout, dtype: str):
         n, k, h, d = heads.slots * heads.group, heads.slots, config.head_dim, config.hidden_size
         self.head_dim = h
-        embed, heads_axis, kv_axis = (d, "embed"), (n * h, "heads"), (k * h, "kv_heads")
-        self.query = Linear(layout, embed, heads_axis, dtype, bias=config.qkv_bias)
-        self.key = Linear(layout, embed, kv_axis, dtype, bias=config.qkv_bias)
-        self.value = Linear(layout, embed, kv_axis, dtype, bias=config.qkv_bias)
-        self.out = Linear(layout, heads_axis, embed, dtype, bias=config.out_bias)
+        segments = (Segment("query", n * h, "heads"), Segment("key", k * h, "kv_heads"), Segment("value", k * h, "kv_heads"))
+        self.query_key_value = Joint(layout, (d, "embed"), segments, dtype, bias=config.qkv_bias)
+        self.out = Linear(layout, (n * h, "heads"), (d, "embed"), dtype, bias=config.out_bias)
         self.query_norm = _norm_of_heads(config, dtype, "heads", heads.query_index)
         self.key_norm = _norm_of_heads(config, dtype, "kv_heads", heads.kv_index)
 
     def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        q = self._norm_and_rope(self._project(x, self.query), self.query_norm, angles, x.dtype)
-        k = self._norm_and_rope(self._project(x, self.key), self.key_norm, angles, x.dtype)
-        v = self._project(x, self.value).astype(x.dtype)
+        # Rounded to the model's dtype as a linear layer of the reference is.
+        q, k, v = (y.astype(x.dtype).reshape(*x.shape[:2], -1, self.head_dim) for y in self.query_key_value.each(x))
+        q = self._norm_and_rope(q, self.query_norm, angles)
+        k = self._norm_and_rope(k, self.key_norm, angles)
         y, cache = attend(q, k, v)
         return self.out(y.astype(x.dtype).reshape(*x.shape[:2], -1)), cache
 
-    def _project(self, x: jax.Array, projection: Linear) -> jax.Array:
-        """x [B, T, D] -> [B, T, heads, H] float32, rounded to the model's dtype as a linear layer of the reference is."""
-        y = projection(x).astype(x.dtype).astype(jnp.float32)
-        return y.reshape(*x.shape[:2], -1, self.head_dim)
-
-    def _norm_and_rope(
-        self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None, dtype: jnp.dtype
-    ) -> jax.Array:
-        """Queries or keys [B, T, heads, H] float32 with norm and position, in the model's dtype."""
-        if norm is not None:
-            x = norm(x.astype(dtype)).astype(jnp.float32)
-        return (x if angles is None else rotate(x, *angles)).astype(dtype)
+    def _norm_and_rope(self, x: jax.Array, norm: Norm | NormOfAllHeads | None, angles: Angles | None) -> jax.Array:
+        """Queries or keys [B, T, heads, H] with norm and position."""
+        y = x if norm is None else norm(x)
+        return y if angles is None else rotate(y.astype(jnp.float32), *angles).astype(x.dtype)
 
 
 def _norm_of_heads(config: ModelConfig, dtype: str, axis: str, index: tuple[int, ...]) -> Norm | NormOfAllHeads | None:

@@ -6,6 +6,8 @@ filled by a loader or with random numbers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,10 +22,10 @@ ACTIVATIONS = {
 }
 
 
-def param(shape: tuple[int, ...], axes: Axes, dtype: str) -> nnx.Param:
-    """Declare a parameter: its (padded) shape, one logical axis name or None for each dimension, its dtype."""
+def param(shape: tuple[int, ...], axes: Axes, dtype: str, **more: Any) -> nnx.Param:
+    """Declare a parameter: its (padded) shape, one logical axis name or None for each dimension, its dtype, more metadata."""
     assert len(shape) == len(axes), (shape, axes)
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), axes=axes)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), axes=axes, **more)
 
 
 def weight(layout: Layout, parameter: nnx.Param) -> jax.Array:

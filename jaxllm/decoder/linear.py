@@ -8,6 +8,8 @@ TPUs, and for a single row on GPUs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -65,6 +67,45 @@ class Linear(Weight):
         shape = (layout.model, splits, inputs // splits)
         y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
         return add_in_order(y, 1).sum(axis=0)
+
+
+class Segment(NamedTuple):
+    """One of several weights that are stored as one: its name, the padded size of its outputs, their logical axis."""
+
+    name: str
+    size: int
+    axis: str
+
+
+class Joint(Linear):
+    """x [B, T, I] -> [B, T, O] float32 of each segment: weights of the same x, multiplied at once.
+
+    Along the outputs each device's shares stand together: its columns of the first weight, then those of the second. So each
+    computes what it would of each weight alone, in one product.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        inputs: Axis,
+        segments: tuple[Segment, ...],
+        dtype: str,
+        *,
+        bias: bool = False,
+        experts: int | None = None,
+    ):
+        super().__init__(layout, inputs, (sum(s.size for s in segments), "joint"), dtype, bias=bias, experts=experts)
+        self.segments = nnx.static(segments)
+        for one in (self.weight, self.bias):
+            if one is not None:
+                one.set_metadata(segments=segments)
+
+    def each(self, x: jax.Array) -> list[jax.Array]:
+        """The segments' results."""
+        y, model = self(x), self.layout.model
+        y = y.reshape(*y.shape[:-1], model, -1)
+        cuts = [sum(s.size for s in self.segments[:i]) // model for i in range(1, len(self.segments))]
+        return [part.reshape(*x.shape[:-1], -1) for part in jnp.split(y, cuts, axis=-1)]
 
 
 class Table(Weight):

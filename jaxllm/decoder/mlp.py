@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.layers import ACTIVATIONS
-from jaxllm.decoder.linear import Linear
+from jaxllm.decoder.linear import Joint, Linear, Segment
 from sharding.layout import Layout
 from sharding.padding import round_up
 
@@ -20,16 +20,21 @@ class MLP(nnx.Module):
         """`shared_size`: ffn size of the one beside experts, which has no biases; 0: a dense block."""
         d, f = config.hidden_size, round_up(shared_size or config.intermediate_size, layout.divisor)
         bias = config.mlp_bias and not shared_size
-        embed, ffn = (d, "embed"), (f, "shared_ffn" if shared_size else "ffn")
+        axis = "shared_ffn" if shared_size else "ffn"
         self.activation = config.activation
-        self.gate = Linear(layout, embed, ffn, dtype, bias=bias) if config.gated_mlp else None
-        self.up = Linear(layout, embed, ffn, dtype, bias=bias)
-        self.down = Linear(layout, ffn, embed, dtype, bias=bias)
+        self.gate_up = Joint(layout, (d, "embed"), gate_and_up(config, f, axis), dtype, bias=bias)
+        self.down = Linear(layout, (f, axis), (d, "embed"), dtype, bias=bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D] float32."""
-        gate = None if self.gate is None else self.gate(x).astype(x.dtype)
-        return self.down(activate(self.activation, gate, self.up(x).astype(x.dtype)))
+        *gate, up = (y.astype(x.dtype) for y in self.gate_up.each(x))
+        return self.down(activate(self.activation, gate[0] if gate else None, up))
+
+
+def gate_and_up(config: ModelConfig, size: int, axis: str) -> tuple[Segment, ...]:
+    """What a block multiplies its input with: up alone where there is no gate."""
+    names = ("gate", "up") if config.gated_mlp else ("up",)
+    return tuple(Segment(name, size, axis) for name in names)
 
 
 def activate(name: str, gate: jax.Array | None, up: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ from flax import nnx
 
 from jaxllm.config import Experts, ModelConfig
 from jaxllm.decoder.layers import dot
-from jaxllm.decoder.linear import Linear
-from jaxllm.decoder.mlp import MLP, activate
+from jaxllm.decoder.linear import Joint, Linear
+from jaxllm.decoder.mlp import MLP, activate, gate_and_up
 from jaxllm.platforms import choices
 from sharding.layout import Layout
 from sharding.padding import round_up
@@ -38,20 +38,17 @@ class MixtureOfExperts(nnx.Module):
         assert experts is not None, "the layer is a dense one"
         e, d, f = experts.count, config.hidden_size, round_up(experts.size, layout.divisor)
         self.layout, self.experts, self.activation = layout, experts, config.activation
-        embed, ffn = (d, "embed"), (f, "expert_ffn")
+        embed = (d, "embed")
         self.router = Linear(layout, embed, (e, None), dtype)
-        self.gate = Linear(layout, embed, ffn, dtype, experts=e) if config.gated_mlp else None
-        self.up = Linear(layout, embed, ffn, dtype, experts=e)
-        self.down = Linear(layout, ffn, embed, dtype, experts=e)
+        self.gate_up = Joint(layout, embed, gate_and_up(config, f, "expert_ffn"), dtype, experts=e)
+        self.down = Linear(layout, (f, "expert_ffn"), embed, dtype, experts=e)
         self.shared = MLP(config, layout, dtype, experts.shared_size) if experts.shared_size else None
         self.shared_gate = Linear(layout, embed, (1, None), dtype) if experts.shared_size else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D] float32."""
         shares = jax.nn.softmax(dot("btd,de->bte", x, self.router.matrix()), axis=-1)
-        experts = (self.gate, self.up, self.down)
-        matrices = [None if one is None else one.matrix() for one in experts]
-        specs = [None if one is None else one.spec for one in experts]
+        matrices, specs = [self.gate_up.matrix(), self.down.matrix()], [self.gate_up.spec, self.down.spec]
         rows = self.layout.spec(("rows", None, None))
         run = partial(_chosen, self.experts, self.activation, self.layout.platform)
         over = jax.shard_map(run, mesh=self.layout.mesh, in_specs=(rows, rows, specs), out_specs=rows, check_vma=False)
@@ -63,7 +60,7 @@ class MixtureOfExperts(nnx.Module):
 
 
 Matrices = Sequence[Any]
-"""Gate, or None, and up [E, D, F] and down [E, F, D] of all experts, this device's shard of F."""
+"""Gate, if there is one, and up, side by side, [E, D, 2 * F], and down [E, F, D] of all experts, this device's shard of F."""
 
 
 def _chosen(config: Experts, activation: str, platform: str, x: jax.Array, shares: jax.Array, matrices: Matrices) -> jax.Array:
@@ -104,9 +101,10 @@ def products(config: Experts, platform: str, tokens: int) -> tuple[int, int]:
 
 def _ffn(activation: str, product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, matrices: Matrices) -> jax.Array:
     """A block with `product` for its products."""
-    gate, up, down = matrices
-    gated = None if gate is None else product(x, gate).astype(x.dtype)
-    return product(activate(activation, gated, product(x, up).astype(x.dtype)), down).astype(x.dtype)
+    gate_up, down = matrices
+    y = product(x, gate_up).astype(x.dtype)
+    *gate, up = jnp.split(y, gate_up.shape[-1] // down.shape[-2], axis=-1)
+    return product(activate(activation, gate[0] if gate else None, up), down).astype(x.dtype)
 
 
 Ffn = Callable[[Callable[[jax.Array, jax.Array], jax.Array], jax.Array, Matrices], jax.Array]

@@ -17,7 +17,7 @@ from sharding.hardware import Hardware
 from sharding.layout import Layout
 
 MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
-MATRICES = 7  # of a layer: a gather each
+MATRICES = 4  # of a layer: a gather each
 OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
 MANY, SPLIT_SUM_COST = 16, 2.5  # a product in partial sums takes so many times as long, of more rows than so many
 

@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.errors import CheckpointError
-from checkpoints.load import load, match_tensors, names_of_parameters, random_leaves
-from checkpoints.parameters import Parameter, parameters
+from checkpoints.load import load, match_tensors, random_leaves, read_shard
+from checkpoints.parameters import Leaf, Parameter, leaves
 from checkpoints.safetensors import SafetensorsSource
 from jaxllm.config import ModelConfig
 from jaxllm.decoder.model import Decoder
@@ -76,6 +76,12 @@ def write(folder: Path, config: dict[str, Any], tensors: Tensors) -> Checkpoint:
     return open_checkpoint(folder)
 
 
+def parts(arrays: list[jax.Array], declared: list[Leaf]) -> list[tuple[np.ndarray, Parameter]]:
+    """Every parameter, cut out of its leaf."""
+    found = zip(arrays, declared, strict=True)
+    return [(np.asarray(array)[..., leaf.columns(part)], part) for array, leaf in found for part in leaf.parts]
+
+
 def layout_of(name: str, devices: int, config: ModelConfig) -> Layout:
     return make_layout(name, jax.devices()[:devices], config.hidden_size)
 
@@ -129,16 +135,35 @@ def test_every_layout_holds_the_source_and_zeros(tmp_path: Path, name: str, devi
     tensors = hf_tensors(values)
     checkpoint = write(tmp_path, values, tensors)
     layout = layout_of(name, devices, checkpoint.config)
-    leaves = load_all(checkpoint, layout)
+    arrays, declared = load_all(checkpoint, layout), leaves(checkpoint.config, layout, "float32")
+    assert [array.sharding for array in arrays] == [leaf.sharding for leaf in declared]
     specs = match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
     assert {tensor for spec in specs for tensor in spec.mapping.tensors} == set(tensors)
-    for leaf, spec in zip(leaves, specs, strict=True):
-        parameter = spec.parameter
-        assert leaf.sharding == layout.stored(parameter.axes, parameter.shape)
-        np.testing.assert_array_equal(leaf, by_hand(parameter, tensors), err_msg=parameter.path)
+    for (array, parameter), spec in zip(parts(arrays, declared), specs, strict=True):
+        assert parameter.path == spec.parameter.path
+        np.testing.assert_array_equal(array, by_hand(parameter, tensors), err_msg=parameter.path)
         (tensor,), pattern = spec.mapping
-        back = pattern.join([pattern.split(_unpadded(np.asarray(leaf), parameter), spec.sizes)])
+        back = pattern.join([pattern.split(_unpadded(array, parameter), spec.sizes)])
         np.testing.assert_array_equal(back, tensors[tensor], err_msg=tensor)
+
+
+@pytest.mark.parametrize(("name", "devices"), [("tensor", 3), ("gathered-2x2", 4)])
+def test_what_is_multiplied_at_once_stands_together_on_each_device(tmp_path: Path, name: str, devices: int) -> None:
+    """A device's columns of queries, then of keys, then of values; so the slices of one array, as one matrix's are."""
+    checkpoint = write(tmp_path, BASE, hf_tensors(BASE))
+    layout = layout_of(name, devices, checkpoint.config)
+    found = {leaf.parts[0].path: leaf for leaf in leaves(checkpoint.config, layout, "float32")}
+    leaf = found["blocks.0.attention.query.weight"]
+    assert [part.path.split(".")[3] for part in leaf.parts] == ["query", "key", "value"]
+    every = np.concatenate([leaf.columns(part) for part in leaf.parts])
+    assert sorted(every) == list(range(leaf.shape[-1]))
+    share = leaf.shape[-1] // layout.model
+    for device in range(layout.model):
+        own = range(device * share, (device + 1) * share)
+        for part in leaf.parts:
+            width = part.shape[-1] // layout.model
+            here = leaf.columns(part)[device * width : (device + 1) * width]
+            assert set(here) <= set(own) and list(here) == list(range(here[0], here[0] + width))
 
 
 def _unpadded(array: np.ndarray, parameter: Parameter) -> np.ndarray:
@@ -153,13 +178,14 @@ def test_leaves_are_those_of_the_decoder(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, BASE, hf_tensors(BASE))
     layout = layout_of("tensor", 4, checkpoint.config)
     graph, state = nnx.split(Decoder(checkpoint.config, layout, "bfloat16"))
-    leaves = load_all(checkpoint, layout, "bfloat16")
-    assert [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
-    decoder = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
-    names = names_of_parameters(checkpoint.config)
+    arrays, declared = load_all(checkpoint, layout, "bfloat16"), leaves(checkpoint.config, layout, "bfloat16")
+    assert [(x.shape, x.dtype) for x in arrays] == [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+    decoder = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), arrays))
+    at = {tuple(part.path for part in leaf.parts): array for leaf, array in zip(declared, arrays, strict=True)}
     mlp = decoder.blocks[1].mlp
-    assert mlp is not None and leaves[names.index("blocks.1.mlp.down.weight")] is mlp.down.weight.get_value()
-    assert leaves[names.index("embedding.weight")] is decoder.embedding.weight.get_value()
+    assert mlp is not None and at["blocks.1.mlp.down.weight",] is mlp.down.weight.get_value()
+    assert at["blocks.1.mlp.gate.weight", "blocks.1.mlp.up.weight"] is mlp.gate_up.weight.get_value()
+    assert at["embedding.weight",] is decoder.embedding.weight.get_value()
 
 
 def test_sharded_safetensors_load_to_the_same_leaves(tmp_path: Path) -> None:
@@ -188,10 +214,10 @@ def test_sixteen_bits_arrive_bit_for_bit(tmp_path: Path, dtype: str) -> None:
     checkpoint = write(tmp_path, BASE | {"dtype": dtype}, tensors)
     assert checkpoint.config.dtype == dtype
     layout = layout_of("tensor", 2, checkpoint.config)
-    for leaf, parameter in zip(load_all(checkpoint, layout, dtype), parameters(checkpoint.config, layout, dtype), strict=True):
+    for array, parameter in parts(load_all(checkpoint, layout, dtype), leaves(checkpoint.config, layout, dtype)):
         expected = by_hand(parameter, tensors)
-        assert leaf.dtype == expected.dtype
-        np.testing.assert_array_equal(np.asarray(leaf).view(np.uint16), expected.view(np.uint16))
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array.view(np.uint16), expected.view(np.uint16))
 
 
 EVEN = BASE | {
@@ -205,9 +231,10 @@ def test_a_quarter_of_the_devices_reads_a_quarter_of_the_bytes(tmp_path: Path, n
     checkpoint = write(tmp_path, EVEN, hf_tensors(EVEN))
     layout = layout_of(name, 4, checkpoint.config)
     device = jax.devices()[2]
-    for spec in match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
-        parameter = spec.parameter
-        spec.shard(parameter.sharding.devices_indices_map(parameter.shape)[device], np.dtype(np.float32))
+    specs = match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+    by_path = {spec.parameter.path: spec for spec in specs}
+    for leaf in leaves(checkpoint.config, layout, "float32"):
+        read_shard(leaf, by_path, leaf.sharding.devices_indices_map(leaf.shape)[device], np.dtype(np.float32))
     whole = sum(x.nbytes for x in hf_tensors(EVEN).values())
     norms = sum(x.nbytes for key, x in hf_tensors(EVEN).items() if "norm" in key)
     assert checkpoint.source.bytes_read == (whole - norms) // 4 + norms
@@ -223,9 +250,9 @@ def test_shards_that_devices_share_are_read_once(tmp_path: Path, name: str) -> N
 def test_progress_counts_every_number_once(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, BASE, hf_tensors(BASE))
     layout, seen = layout_of("tensor", 2, checkpoint.config), []
-    leaves = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32", lambda *now: seen.append(now))
-    total = sum(x.size for x in leaves)
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen}) and len(seen) == len(leaves)
+    arrays = load(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32", lambda *now: seen.append(now))
+    total = sum(x.size for x in arrays)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen}) and len(seen) == len(arrays)
     assert seen[-1] == (total, total) and {of for _, of in seen} == {total}
 
 
@@ -239,8 +266,8 @@ def test_a_checkpoint_of_transformers_loads(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     tensors = {name: x.numpy() for name, x in model.state_dict().items()}
     layout = layout_of("tensor", 4, checkpoint.config)
-    for leaf, parameter in zip(load_all(checkpoint, layout), parameters(checkpoint.config, layout, "float32"), strict=True):
-        np.testing.assert_array_equal(leaf, by_hand(parameter, tensors))
+    for array, parameter in parts(load_all(checkpoint, layout), leaves(checkpoint.config, layout, "float32")):
+        np.testing.assert_array_equal(array, by_hand(parameter, tensors))
 
 
 Change = Callable[[Tensors], Any]
@@ -289,7 +316,7 @@ def test_a_tied_head_may_be_saved_again_but_not_differently(tmp_path: Path, monk
     head = tensors["model.embed_tokens.weight"].copy()
     checkpoint = write(tmp_path, values, tensors | {"lm_head.weight": head})
     layout = layout_of("tensor", 2, checkpoint.config)
-    assert len(load_all(checkpoint, layout)) == len(tensors)
+    assert len(parts(load_all(checkpoint, layout), leaves(checkpoint.config, layout, "float32"))) == len(tensors)
     head[-1, -1] += 1
     checkpoint = write(tmp_path, values, tensors | {"lm_head.weight": head})
     with pytest.raises(CheckpointError, match=r"lm_head\.weight and model\.embed_tokens\.weight differ; set"):
@@ -299,11 +326,11 @@ def test_a_tied_head_may_be_saved_again_but_not_differently(tmp_path: Path, monk
 def test_random_leaves_look_like_loaded_ones(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, BASE, hf_tensors(BASE))
     layout = layout_of("tensor", 4, checkpoint.config)
-    declared = parameters(checkpoint.config, layout, "bfloat16")
     loaded, made = load_all(checkpoint, layout, "bfloat16"), random_leaves(checkpoint.config, layout, "bfloat16", 0)
-    for a, b, parameter in zip(loaded, made, declared, strict=True):
+    for a, b in zip(loaded, made, strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
-        values = np.asarray(b, np.float32)
+    for array, parameter in parts(made, leaves(checkpoint.config, layout, "bfloat16")):
+        values = array.astype(np.float32)
         if parameter.path.endswith("norm.scale"):
             np.testing.assert_array_equal(values, 1)
         else:
@@ -318,8 +345,8 @@ def test_random_leaves_look_like_loaded_ones(tmp_path: Path) -> None:
 def test_random_copies_of_a_kv_head_are_equal() -> None:
     config = ModelConfig(16, 8, 8, 1, 4, 1, 4, 32)
     layout = layout_of("tensor", 4, config)
-    key = random_leaves(config, layout, "float32", 0)[names_of_parameters(config).index("blocks.0.attention.key.weight")]
-    heads = np.asarray(key).reshape(8, 4, 4)
+    made = parts(random_leaves(config, layout, "float32", 0), leaves(config, layout, "float32"))
+    heads = next(array for array, parameter in made if parameter.path == "blocks.0.attention.key.weight").reshape(8, 4, 4)
     np.testing.assert_array_equal(heads, np.broadcast_to(heads[:, :1], heads.shape))
 
 

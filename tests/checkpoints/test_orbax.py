@@ -26,9 +26,10 @@ from checkpoints import view
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, prepare
 from checkpoints.errors import CheckpointError
-from checkpoints.load import load, match_tensors
+from checkpoints.load import load, match_tensors, read_shard
 from checkpoints.orbax import OrbaxSource
 from checkpoints.orbax_writer import OrbaxArrays
+from checkpoints.parameters import leaves as declared_leaves
 from checkpoints.source import ORBAX
 from checkpoints.target import Entry, Piece
 from checkpoints.verify import compare
@@ -148,9 +149,10 @@ def test_a_quarter_of_the_devices_reads_about_a_quarter(tmp_path: Path, name: st
     checkpoint = open_checkpoint(tmp_path / "orbax")
     layout = make_layout(name, jax.devices()[:4], checkpoint.config.hidden_size)
     mine = layout.mesh.devices.flat[1]
-    for spec in match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32"):
-        index = spec.parameter.sharding.devices_indices_map(spec.parameter.shape)[mine]
-        spec.shard(index, np.dtype(np.float32))
+    specs = match_tensors(checkpoint.source, checkpoint.rules, checkpoint.config, layout, "float32")
+    by_path = {spec.parameter.path: spec for spec in specs}
+    for leaf in declared_leaves(checkpoint.config, layout, "float32"):
+        read_shard(leaf, by_path, leaf.sharding.devices_indices_map(leaf.shape)[mine], np.dtype(np.float32))
     whole = sum(info.nbytes for info in checkpoint.source.tensors.values())
     assert whole / 4 <= checkpoint.source.bytes_read < 0.3 * whole
 

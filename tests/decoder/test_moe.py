@@ -51,7 +51,7 @@ def test_each_pair_runs_through_its_expert(name: str, tokens: int, routing: str,
                 np.asarray(jax.nn.silu(token @ gate[e])) * (token @ up[e]) if gated else np.asarray(jax.nn.silu(token @ up[e]))
             )
             expected.append(inner @ down[e])
-    matrices = (jnp.asarray(gate) if gated else None, jnp.asarray(up), jnp.asarray(down))
+    matrices = (jnp.asarray(np.concatenate([gate, up], axis=-1) if gated else up), jnp.asarray(down))
     run = jax.jit(partial(form, partial(experts._ffn, "silu")))
     found = run(jnp.asarray(x), jnp.asarray(chosen.reshape(-1), jnp.int32), matrices)
     np.testing.assert_allclose(found, np.array(expected), atol=1e-4, rtol=0)

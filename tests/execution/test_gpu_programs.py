@@ -140,18 +140,35 @@ def score_program(kind: str, dtype: str, layout_name: str, layers: int, width: i
 ROW = 16384  # tokens of a step on each device
 
 
+@pytest.mark.parametrize("step", ["decode", "prefill", "score"])
+def test_four_products_a_layer(step: str) -> None:
+    """And the head's; attention's are in kernels. No weights are put together for one."""
+    layers = 2
+    steps = Steps(replace(CONFIG, num_layers=layers), laid_out("h100", "tensor"), "bfloat16")
+    one = {"decode": decode(steps, 8), "prefill": prefill(steps), "score": programs.score(steps, ROW, 0)}[step]
+    computations = analyse(one.compile()).module.computations.values()
+    instructions = [i for computation in computations for i in computation.values()]
+    products = [i for i in instructions if i.opcode == "dot" or (i.opcode == "custom-call" and "dot_general" in i.source)]
+    assert len(products) == 4 * layers + 1
+    weights = {shape for p in steps.abstract_params() if len(shape := p.sharding.shard_shape(p.shape)) > 1}
+    joined = [name for i in instructions if i.opcode == "concatenate" for name in i.operands]
+    shapes = {i.name: array.shape for i in instructions for array in i.results}
+    assert not [name for name in joined if shapes.get(name) in weights]
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
-    """The embedding, seven matrices a layer and the head; and what a layer needs is freed when it is done."""
+    """The embedding, four matrices a layer and the head; and what a layer needs is freed when it is done."""
     program = score_program(kind, dtype, "gathered", layers=4, width=8)
     assert {c.kind for c in program.collectives} == {"all-gather"}
-    assert program.count("all-gather") == 7 * 4 + 2
+    assert program.count("all-gather") == 4 * 4 + 2
     assert not any(c.in_loop for c in program.collectives)
     # A device's shard of a weight is gathered as it lies.
     assert not [copy for copy in program.large_copies(WEIGHT) if "leaves" in copy.source]
     # Nowhere is there an array of [tokens, vocabulary].
     arrays = [array for computation in program.module.computations.values() for i in computation.values() for array in i.results]
-    assert max(math.prod(array.shape) for array in arrays) < ROW * CONFIG.vocab_size
+    of_vocabulary = [math.prod(array.shape) for array in arrays if CONFIG.vocab_size in array.shape]
+    assert of_vocabulary and max(of_vocabulary) < ROW * CONFIG.vocab_size
     assert program.memory is not None
     whole = program.memory.argument + program.memory.temp + (CONFIG.num_layers - 4) * CONFIG.layer_params * 2 // 4
     assert whole < 0.9 * 32e9
@@ -161,16 +178,23 @@ def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("a100-80gb", "bfloat16"), ("v100", "float16")])
 def test_gathers_hide_behind_compute(kind: str, dtype: str) -> None:
-    """Each begins before the compute that it hides behind; of the embedding and the first layer's first weight there is none."""
-    program = score_program(kind, dtype, "gathered", layers=4, width=8)
+    """Each begins before the compute that it hides behind; of the embedding and the first layer's first weight there is none.
+
+    Before Hopper XLA takes what it estimates to last as long, at times less: the products wait under a hundredth of their time.
+    """
+    layers = 4
+    program = score_program(kind, dtype, "gathered", layers=layers, width=8)
     overlaps = program.overlaps("all-gather")
-    assert len(overlaps) == 7 * 4 + 2
+    assert len(overlaps) == 4 * layers + 2
     rates = hardware(target_devices(kind, 1)[0])
     assert rates is not None
+    waits = 0.0
     for overlap in overlaps[2:-1]:
-        # A product of 16,384 tokens takes ten times as long as its weight's way over NVLink.
-        gather = 3 / 4 * overlap.collective.nbytes / rates.link
-        assert overlap.products >= 1 or overlap.moved / rates.bandwidth > gather, overlap
+        assert overlap.moved > 0
+        if not overlap.products:  # one of 16,384 tokens takes ten times as long as its weight's way over NVLink
+            gather = 3 / 4 * overlap.collective.nbytes / rates.link
+            waits += max(0.0, gather - overlap.moved / rates.bandwidth)
+    assert waits < 1e-2 * layers * 2 * ROW * CONFIG.layer_params / rates.flops
     assert overlaps[-1].moved > 0  # the head's, once a step
 
 
@@ -187,7 +211,7 @@ def test_gathered_decode_holds_two_layers_at_a_time(kind: str, dtype: str) -> No
     for program, layers in zip(found, (3, 6), strict=True):
         large = [c for c in program.collectives if c.nbytes > WEIGHT]
         assert {c.kind for c in large} == {"all-gather"}
-        assert len(large) == 7 * layers + 2
+        assert len(large) == 4 * layers + 2
         assert all(c.in_loop for c in large)
     few, many = (program.memory for program in found)
     assert few is not None and many is not None

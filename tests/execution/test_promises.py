@@ -62,8 +62,8 @@ def test_a_layout_keeps_its_promise(name: str, step: str, model: str, kind: str,
     logits = [kind for kind, array in arrays if array.dtype == "f32" and math.prod(array.shape) % config.vocab_size == 0]
     assert len(logits) <= (layout.model > 1 and step != "score")
     reduces = 2 * LAYERS + 1 if layout.model > 1 else 0
-    # Of experts all the gates are one array, and so on; a router is one more.
-    matrices = 4 + (2 + config.gated_mlp) + (config.experts is not None)
+    # Queries, keys and values are one matrix, gate and up another, those of all experts one array; a router is one more.
+    matrices = 4 + (config.experts is not None)
     gathers = matrices * LAYERS + config.num_tables if layout.gathered else 0
     assert sum(kind == "all-reduce" for kind, _ in arrays) == reduces + logits.count("all-reduce")
     assert sum(kind == "all-gather" for kind, _ in arrays) == gathers + logits.count("all-gather")
