@@ -36,6 +36,7 @@ class Choices:
       width_rungs: pages that the programs' attention reaches, below those of the longest sequence; loops need none.
       typical_length: tokens of a sequence, on average, that the cache is made for: a host's memory is not ours alone. None: as
         many as fit.
+      drops_barriers: XLA takes optimization barriers out before it fuses: what is to be computed once stands in a branch.
       tables_as_integers: look tables of 16-bit floats up as integers: of floats XLA's CPU compiler makes a float32 copy in every
         call. To a TPU the integers are the copy.
       few_experts: how the experts of a few tokens run, "one by one" or "with own weights"; see `decoder/moe.py`.
@@ -56,6 +57,7 @@ class Choices:
     row_rungs: tuple[int, ...] = (1, 8, 64)
     width_rungs: tuple[int, ...] = (8, 32, 128, 512)
     typical_length: int | None = None
+    drops_barriers: bool = False
     tables_as_integers: bool = True
     few_experts: str = "with own weights"
     grouped_products: bool = False
@@ -72,6 +74,7 @@ CPU = Choices(
     step_tokens=32,
     row_rungs=(1, 4, 8, 16, 32, 64, 128, 256),
     typical_length=512,
+    drops_barriers=True,
     few_experts="one by one",
 )
 GPU = Choices(fewest_rows=2, one_round=128)

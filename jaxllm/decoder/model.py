@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.config import Layer, ModelConfig
+from jaxllm.config import Layer, ModelConfig, RopeConfig
 from jaxllm.decoder.attention import Angles, Attend, Attention, AttentionSpec
 from jaxllm.decoder.batch import PackedBatch, TokenBatch
 from jaxllm.decoder.cache_spec import LayerCache, windows
@@ -26,7 +26,7 @@ from jaxllm.decoder.norm import Norm
 from jaxllm.decoder.paged_attention import over_pages
 from jaxllm.decoder.rope import rope_angles
 from jaxllm.decoder.tree_attention import over_trees
-from jaxllm.platforms import PASSES
+from jaxllm.platforms import PASSES, choices
 from sharding.layout import Layout
 from sharding.padding import PaddedHeads, pad_heads, round_up
 
@@ -121,12 +121,8 @@ class Decoder(nnx.Module):
         `defer_gathers`: each layer's weights are gathered when the one before is done; with experts always.
         """
         x, layers = self._embed(jnp.asarray(tokens), positions), self.config.layers
-        # Computed once: XLA would fuse sines and cosines into every use, for every head of every layer.
-        angles = {
-            rope: jax.lax.optimization_barrier(rope_angles(rope, self.config.head_dim, positions, lengths))
-            for rope in dict.fromkeys(layer.rope for layer in layers)
-            if rope is not None
-        }
+        ropes = [rope for rope in dict.fromkeys(layer.rope for layer in layers) if rope is not None]
+        angles = {rope: self._angles(rope, jnp.asarray(positions), jnp.asarray(lengths)) for rope in ropes}
         weights, caches = [nnx.state(block) for block in self.blocks], []
         run = {layer: self._layer(over, layer) for layer in dict.fromkeys(layers)}
         for i, layer in enumerate(layers):
@@ -148,6 +144,21 @@ class Decoder(nnx.Module):
             return block(x, angles, over(spec, *given))
 
         return jax.jit(run_layer)
+
+    def _angles(self, rope: RopeConfig, positions: jax.Array, lengths: jax.Array) -> Angles:
+        """Computed once: XLA would fuse sines and cosines into every use, for every head of every layer."""
+        make = partial(rope_angles, rope, self.config.head_dim)
+        if not choices(self.layout.platform).drops_barriers:
+            return jax.lax.optimization_barrier(make(positions, lengths))
+
+        def local(positions: jax.Array, lengths: jax.Array) -> Angles:
+            none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make, positions, lengths))
+            always = positions[0, 0] > jnp.iinfo(positions.dtype).min  # but XLA cannot tell
+            return jax.lax.cond(always, make, lambda *_: none, positions, lengths)
+
+        rows = [self.layout.spec(("rows", *axes)) for axes in ((None,), (), (None, None))]
+        over = jax.shard_map(local, mesh=self.layout.mesh, in_specs=tuple(rows[:2]), out_specs=rows[2], check_vma=False)
+        return over(positions, lengths)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Tokens [B, T] -> input of the first block, [B, T, D]."""

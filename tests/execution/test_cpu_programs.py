@@ -12,6 +12,7 @@ import pytest
 from pools import full_pool
 
 from jaxllm.decoder.attention import Attention
+from jaxllm.decoder.cache_spec import Pool
 from jaxllm.execution import programs
 from jaxllm.execution.steps import Steps
 from jaxllm.planning.presets import PRESETS
@@ -23,6 +24,10 @@ CONFIG = replace(PRESETS["smollm2-135m"], num_layers=2, vocab_size=500)
 
 LENGTH = 1024
 PREFILL, DECODE = partial(programs.prefill, tokens=512), partial(programs.decode, rows=8)
+
+
+def scoring(steps: Steps, pool: Pool) -> programs.StepProgram:
+    return programs.score(steps, 256, 8)
 
 
 @pytest.mark.parametrize("step", ["prefill", "decode of a row each", "decode"])
@@ -58,6 +63,18 @@ def test_decode_holds_no_copy_of_a_16_bit_embedding() -> None:
     layout = make_layout("tensor", jax.devices()[:1], config.hidden_size)
     held = programs.decode(Steps(config, layout, "bfloat16"), 1, full_pool(config, layout, 1, 256)).temp_bytes()
     assert held < config.vocab_size * config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("of", "layout_name", "devices"),
+    [(PREFILL, "tensor", 1), (DECODE, "tensor", 1), (scoring, "tensor", 1), (DECODE, "replicated-2x2", 4)],
+)
+def test_angles_are_computed_once(of: Callable[..., programs.StepProgram], layout_name: str, devices: int) -> None:
+    """And not for every head of every layer."""
+    layout = make_layout(layout_name, jax.devices()[:devices], CONFIG.hidden_size)
+    program = analyse(of(Steps(CONFIG, layout, "float32"), pool=full_pool(CONFIG, layout, 8 * layout.data, LENGTH)).compile())
+    opcodes = [i.opcode for computation in program.module.computations.values() for i in computation.values()]
+    assert opcodes.count("cosine") == opcodes.count("sine") == 1
 
 
 @pytest.mark.parametrize("of", [PREFILL, DECODE])
