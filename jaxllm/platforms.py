@@ -19,6 +19,8 @@ class Choices:
       fewest_rows: rows of 16 bits that a product with a weight is given at least. On a CPU XLA multiplies a single row ten times
         slower than four. On GPUs a single row is no matrix product to it: before Ampere it converts the whole weight to float32,
         on later ones it writes the float32 terms of smaller weights to memory.
+      rounds_within_products: ask for a product in 16 bits where its sum is rounded at once: XLA for GPUs would write it in
+        float32 and round it in a kernel of its own. On a CPU it multiplies in float32 then.
       sum_splits: partial sums of a float32 product over the ffn. XLA's CPU compiler adds such products one after another. In some
         models a few inputs are a thousand times larger than the others (Sun et al. 2024, massive activations), and all that is
         added after them is rounded to their precision. Eight shorter sums halve the error of SmolLM2's logits.
@@ -47,6 +49,7 @@ class Choices:
 
     scoring_row: int = 16384
     fewest_rows: int = 1
+    rounds_within_products: bool = False
     sum_splits: int = 1
     float32_cache: bool = False
     loops_over_tiles: bool = False
@@ -77,7 +80,7 @@ CPU = Choices(
     drops_barriers=True,
     few_experts="one by one",
 )
-GPU = Choices(fewest_rows=2, one_round=128)
+GPU = Choices(fewest_rows=2, rounds_within_products=True, one_round=128)
 TPU = Choices(turned_keys=True, hides_writes=True, tables_as_integers=False, grouped_products=True)
 
 

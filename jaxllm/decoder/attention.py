@@ -93,8 +93,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: Angles | None, attend: Attend) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> [B, T, D] float32, and the cache with these tokens in it. `attend` knows which tokens see which."""
-        # Rounded to the model's dtype as a linear layer of the reference is.
-        q, k, v = (y.astype(x.dtype).reshape(*x.shape[:2], -1, self.head_dim) for y in self.query_key_value.each(x))
+        q, k, v = (y.reshape(*x.shape[:2], -1, self.head_dim) for y in self.query_key_value.each(x))
         q = self._norm_and_rope(q, self.query_norm, angles)
         k = self._norm_and_rope(k, self.key_norm, angles)
         y, cache = attend(q, k, v)

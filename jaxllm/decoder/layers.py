@@ -39,7 +39,7 @@ def add_in_order(x: jax.Array, axis: int) -> jax.Array:
     return sum(rest, start=first)
 
 
-def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """An einsum that accumulates and returns float32. Float32 inputs are never rounded to TF32."""
+def dot(equation: str, x: jax.Array, w: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """An einsum that accumulates in float32 and returns `dtype`. Float32 inputs are never rounded to TF32."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32, precision=precision)
+    return jnp.einsum(equation, x, w, preferred_element_type=dtype, precision=precision)

@@ -8,7 +8,7 @@ TPUs, and for a single row on GPUs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +54,19 @@ class Linear(Weight):
         self.bias = param(sizes[-1:], (None if axes[-1] == "embed" else axes[-1],), dtype) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self._product(fill_rows(self.layout, x))[:, : x.shape[1]]
+        y = self._product(x)
         return y if self.bias is None else y + weight(self.layout, self.bias).astype(y.dtype).reshape(1, 1, -1)
 
-    def _product(self, x: jax.Array) -> jax.Array:
+    def _product(self, x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+        return self._filled_product(fill_rows(self.layout, x), dtype)[:, : x.shape[1]]
+
+    def _filled_product(self, x: jax.Array, dtype: Any) -> jax.Array:
         matrix, layout = self.matrix(), self.layout
         inputs = matrix.shape[0] // layout.model
         over_ffn = self.weight.get_metadata()["axes"][0] == "ffn" and x.dtype == jnp.float32
         splits = ffn_sum_splits(layout, inputs, x.shape[1]) if over_ffn else 1
         if splits == 1:
-            return dot("bti,io->bto", x, matrix)
+            return dot("bti,io->bto", x, matrix, dtype)
         shape = (layout.model, splits, inputs // splits)
         y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
         return add_in_order(y, 1).sum(axis=0)
@@ -78,7 +81,7 @@ class Segment(NamedTuple):
 
 
 class Joint(Linear):
-    """x [B, T, I] -> [B, T, O] float32 of each segment: weights of the same x, multiplied at once.
+    """x [B, T, I] -> [B, T, O] of each segment: weights of the same x, multiplied at once.
 
     Along the outputs each device's shares stand together: its columns of the first weight, then those of the second. So each
     computes what it would of each weight alone, in one product.
@@ -101,8 +104,9 @@ class Joint(Linear):
                 one.set_metadata(segments=segments)
 
     def each(self, x: jax.Array) -> list[jax.Array]:
-        """The segments' results."""
-        y, model = self(x), self.layout.model
+        """The segments' results, rounded to the model's dtype as a linear layer of the reference is."""
+        within = choices(self.layout.platform).rounds_within_products and self.bias is None
+        y, model = self._product(x, x.dtype) if within else self(x).astype(x.dtype), self.layout.model
         y = y.reshape(*y.shape[:-1], model, -1)
         cuts = [sum(s.size for s in self.segments[:i]) // model for i in range(1, len(self.segments))]
         return [part.reshape(*x.shape[:-1], -1) for part in jnp.split(y, cuts, axis=-1)]

@@ -27,7 +27,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, T, D] float32."""
-        *gate, up = (y.astype(x.dtype) for y in self.gate_up.each(x))
+        *gate, up = self.gate_up.each(x)
         return self.down(activate(self.activation, gate[0] if gate else None, up))
 
 

@@ -156,6 +156,15 @@ def test_four_products_a_layer(step: str) -> None:
     assert not [name for name in joined if shapes.get(name) in weights]
 
 
+@pytest.mark.parametrize(("kind", "dtype"), GPUS)
+def test_products_are_rounded_within(kind: str, dtype: str) -> None:
+    """What several weights are multiplied to at once is never written in float32, as the sums of the others are."""
+    program = score_program(kind, dtype, "replicated", layers=2, width=8)
+    written = [array for i in program.module.computations[program.module.entry].values() for array in i.results]
+    sizes = {ROW * 3 * CONFIG.hidden_size, ROW * 2 * CONFIG.intermediate_size}
+    assert {array.dtype for array in written if math.prod(array.shape) in sizes} == {"bf16" if dtype == "bfloat16" else "f16"}
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bfloat16"), ("v100", "float16")])
 def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
     """The embedding, four matrices a layer and the head; and what a layer needs is freed when it is done."""
