@@ -21,9 +21,11 @@ class Choices:
         on later ones it writes the float32 terms of smaller weights to memory.
       rounds_within_products: ask for a product in 16 bits where its sum is rounded at once: XLA for GPUs would write it in
         float32 and round it in a kernel of its own. On a CPU it multiplies in float32 then.
-      sum_splits: partial sums of a float32 product over the ffn. XLA's CPU compiler adds such products one after another. In some
-        models a few inputs are a thousand times larger than the others (Sun et al. 2024, massive activations), and all that is
-        added after them is rounded to their precision. Eight shorter sums halve the error of SmolLM2's logits.
+      float32_convolutions: multiply float32 rows with a weight as a convolution of width one. XLA's CPU compiler makes a plain
+        product of it, by Eigen's kernels, where it gives products to a library that takes a quarter longer for few rows and adds
+        up in one go. In some models a few inputs are a thousand times larger than the others (Sun et al. 2024, massive
+        activations), and all that is added after them is rounded to their precision; Eigen adds blocks. A single row has no
+        blocks: its sum over the ffn is taken in parts, which halves the error of SmolLM2's logits.
       float32_cache: keep keys and values in float32 whatever the model's dtype: XLA has no 16-bit update in place on a CPU and
         would convert all of the cache, twice, for every token.
       loops_over_tiles: attention goes over pages or pairs of tiles in a loop whose length is data, and the cache is written row
@@ -50,7 +52,7 @@ class Choices:
     scoring_row: int = 16384
     fewest_rows: int = 1
     rounds_within_products: bool = False
-    sum_splits: int = 1
+    float32_convolutions: bool = False
     float32_cache: bool = False
     loops_over_tiles: bool = False
     turned_keys: bool = False
@@ -70,7 +72,7 @@ class Choices:
 CPU = Choices(
     scoring_row=2048,
     fewest_rows=4,
-    sum_splits=8,
+    float32_convolutions=True,
     float32_cache=True,
     loops_over_tiles=True,
     token_rungs=(32, 64, 128, 256, 512),

@@ -8,6 +8,7 @@ TPUs, and for a single row on GPUs.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from sharding.layout import Layout
 
 Axis = tuple[int, str | None]
 """A padded size and its logical axis."""
-MANY = 1024  # tokens of a row; only scoring has so many
+PARTS = 8  # of a single row's sum over the ffn
 
 
 class Weight(nnx.Module):
@@ -61,14 +62,18 @@ class Linear(Weight):
         return self._filled_product(fill_rows(self.layout, x), dtype)[:, : x.shape[1]]
 
     def _filled_product(self, x: jax.Array, dtype: Any) -> jax.Array:
-        matrix, layout = self.matrix(), self.layout
-        inputs = matrix.shape[0] // layout.model
-        over_ffn = self.weight.get_metadata()["axes"][0] == "ffn" and x.dtype == jnp.float32
-        splits = ffn_sum_splits(layout, inputs, x.shape[1]) if over_ffn else 1
-        if splits == 1:
-            return dot("bti,io->bto", x, matrix, dtype)
-        shape = (layout.model, splits, inputs // splits)
-        y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], *shape), matrix.reshape(*shape, -1))
+        matrix, platform = self.matrix(), self.layout.platform
+        single = x.shape[0] // self.layout.data * x.shape[1] == 1
+        over_ffn = self.weight.get_metadata()["axes"][0] == "ffn"
+        if single and over_ffn and x.dtype == jnp.float32 and choices(platform).float32_convolutions:
+            return self._in_parts(x, matrix)
+        return product(platform, x, matrix, dtype)
+
+    def _in_parts(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
+        """The product as a sum of PARTS over each device's share of the inputs."""
+        model = self.layout.model
+        parts = math.gcd(PARTS, matrix.shape[0] // model)
+        y = dot("btmpi,mpio->mpbto", x.reshape(*x.shape[:2], model, parts, -1), matrix.reshape(model, parts, -1, matrix.shape[1]))
         return add_in_order(y, 1).sum(axis=0)
 
 
@@ -150,14 +155,12 @@ class Table(Weight):
         return y.reshape(*rows.shape[:2], -1)[:, 0]
 
 
-def ffn_sum_splits(layout: Layout, inputs: int, tokens: int) -> int:
-    """Number of partial sums that a float32 product over a device's `inputs` of the ffn is split into.
-
-    Few rows cost nothing more; for many this product takes two and a half times as long, and an answer's log-probability asks for
-    less.
-    """
-    splits = choices(layout.platform).sum_splits
-    return splits if inputs % splits == 0 and tokens < MANY else 1
+def product(platform: str, x: jax.Array, w: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """x [B, T, I] times a weight [I, O] -> [B, T, O] of `dtype`, added in float32."""
+    if x.dtype != jnp.float32 or not choices(platform).float32_convolutions:
+        return dot("bti,io->bto", x, w, dtype)
+    dims = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, w[None], (1,), "VALID", dimension_numbers=dims, precision=jax.lax.Precision.HIGHEST)
 
 
 def fill_rows(layout: Layout, x: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ from jaxllm.buckets import PAGE
 from jaxllm.decoder.attention import AttentionSpec
 from jaxllm.decoder.cache_spec import LayerCache, cache_dtype
 from jaxllm.decoder.layers import dot
+from jaxllm.decoder.linear import product
 from jaxllm.decoder.paged_attention import read_pages
 from jaxllm.platforms import attention_form
 from sharding.hardware import Hardware
@@ -134,11 +135,11 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 def _product(mesh: Mesh, weights: list[jax.Array], rows: int, dtype: str) -> float:
     """Seconds to multiply `rows` rows with one weight after another, as in a model."""
-    x = _filled(mesh, (rows, weights[0].shape[1]), dtype)
+    x, platform = _filled(mesh, (rows, weights[0].shape[1]), dtype), mesh.devices.flat[0].platform
 
     def local(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
         for weight in weights:
-            x = dot("ark,ako->aro", x, weight).astype(x.dtype)
+            x = product(platform, x, weight[0]).astype(x.dtype)
         return x
 
     step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("all"), out_specs=P("all")))

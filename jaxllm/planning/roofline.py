@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder.cache_spec import cache_specs
-from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
 from sharding.hardware import Hardware
@@ -19,7 +18,6 @@ from sharding.layout import Layout
 MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 4  # of a layer: a gather each
 OPERATIONS = {"cpu": 40, "gpu": 20}  # of a layer, as XLA compiles it; a TPU's follow each other at once
-MANY, SPLIT_SUM_COST = 16, 2.5  # a product in partial sums takes so many times as long, of more rows than so many
 
 
 @dataclass(frozen=True)
@@ -139,11 +137,7 @@ class _Step:
                 config.ffn_params(True, experts=1) - config.ffn_params(True, experts=0),
             )
             return seconds + self._product(common, tokens) + count * self._product(expert, rows)
-        seconds += self._product(config.ffn_params(False), tokens)
-        inputs = self.config.intermediate_size // self.layout.model
-        if self.size == 4 and tokens > MANY and ffn_sum_splits(self.layout, inputs, tokens) > 1:
-            seconds += (SPLIT_SUM_COST - 1) * self._product(self.config.intermediate_size * self.config.hidden_size, tokens)
-        return seconds
+        return seconds + self._product(config.ffn_params(False), tokens)
 
     def _product(self, weights: int, rows: int) -> float:
         """Seconds of one matmul: the larger of its memory time and its FLOP time."""

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jaxllm.buckets import MAX_STEP_TOKENS, PAGE, TILE, pages_of
 from jaxllm.config import ModelConfig
-from jaxllm.decoder.linear import ffn_sum_splits
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.paged_attention import PASS_BYTES
 from jaxllm.execution.loglikelihood import CHUNK
@@ -107,12 +106,12 @@ class _Sizes:
         logits = 4 * ends * self.vocab if self.layout.gathers else self._logits(ends)
         # Queries and results, keys, values and what is written of either are float32, as the cache.
         attention = tokens * (4 * (2 * self.queries + 3 * self.keys) + self.size * self.embed)
-        return self._cpu(max(self._ffn(tokens, TILE), attention), tokens, logits)
+        return self._cpu(max(self._ffn(tokens), attention), tokens, logits)
 
     def cpu_score(self, tokens: int) -> int:
         # The scheduler of gathered layouts, which saves memory, holds one array of logits less.
         logits = (2 if self.layout.gathers else 3) * CHUNK * self.vocab * 4
-        return self._cpu(self._ffn(tokens, tokens), tokens, logits + 4 * tokens * self.embed)
+        return self._cpu(self._ffn(tokens), tokens, logits + 4 * tokens * self.embed)
 
     def _cpu(self, layer: int, tokens: int, head: int) -> int:
         """The largest of the embedding's, a layer's and the head's bytes. A tied table is held in between."""
@@ -129,13 +128,11 @@ class _Sizes:
         """Bytes of a table as float32: so XLA gathers 16-bit numbers on a CPU."""
         return 2 * self.table if self.size == 2 else 0
 
-    def _ffn(self, tokens: int, row: int) -> int:
-        """Bytes of a layer's ffn for so many tokens in rows of `row`: inputs, products, and their sum over the devices."""
+    def _ffn(self, tokens: int) -> int:
+        """Bytes of a layer's ffn for so many tokens: inputs, products, and their sum over the devices."""
         if self.config.experts:
             return self.experts(tokens)
         summed = self.layout.model > 1
         if self.size == 2:  # products are float32, and rounded
             return tokens * max(10 * self.ffn + 2 * self.embed, summed * (10 * self.embed + 2 * self.ffn))
-        if (splits := ffn_sum_splits(self.layout, self.ffn, row)) > 1:
-            return 4 * tokens * ((splits + 1) * self.embed + max(self.ffn, summed * self.embed))
         return 4 * tokens * max(self.embed + 3 * self.ffn, 2 * self.embed + 2 * self.ffn)

@@ -75,7 +75,7 @@ def test_a_plan_of_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_what_takes_longer_on_a_cpu_than_the_curve_says() -> None:
-    """A cache that was timed as a whole, operations, and the ffn's sum in parts."""
+    """A cache that was timed as a whole, and operations."""
     config, layout = PRESETS["llama-7b"], make_layout("tensor", jax.devices()[:1], 4096)
     here = Hardware("cpu", "", 1 << 40, 1e15, 1e15, 1e15, 1e15, 0.0, None, ((1, 1e-10), (64, 1e-10)), launch=0.0)
     plain, timed, slow = (
@@ -84,5 +84,3 @@ def test_what_takes_longer_on_a_cpu_than_the_curve_says() -> None:
     )
     assert timed.attention == pytest.approx(8 * 1000 * config.kv_bytes_per_token(4) / 1e10)
     assert slow.total - plain.total == pytest.approx(config.num_layers * 40e-6)
-    few, many = (decode_step(config, layout, "float32", here, rows, 1).products for rows in (16, 17))
-    assert many - few == pytest.approx(1.5 * config.num_layers * config.hidden_size * config.intermediate_size * 1e-10)
