@@ -24,7 +24,7 @@ from checkpoints.errors import CheckpointError
 from checkpoints.gguf import PLAIN, QUANTISED, GGUFSource
 from checkpoints.gguf_tokenizer import build_tokenizer
 from checkpoints.hub import WHEEL_MODELS, cache_dir
-from checkpoints.load import load
+from checkpoints.load import load, names_of_parameters
 from jaxllm.config import RopeConfig
 from jaxllm.decoder.rope import inverse_frequencies
 from sharding.layout import make_layout
@@ -396,6 +396,7 @@ def test_llama3s_stretch_is_recognised_from_its_tensor(tmp_path: Path, factor: f
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", METADATA, tensors))
     assert checkpoint.config.rope == rope
     leaves(checkpoint, 2)
+    assert len(names_of_parameters(checkpoint.config)) == len(tensors) - 1
     tensors["rope_freqs.weight"][-1] += 0.5
     with pytest.raises(CheckpointError, match=r"rope_freqs\.weight is none of the known Llama 3 stretches"):
         open_checkpoint(write_gguf(tmp_path / "y.gguf", METADATA, tensors))

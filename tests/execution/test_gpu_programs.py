@@ -189,7 +189,7 @@ def test_gathered_scoring_gathers_weights_alone(kind: str, dtype: str) -> None:
 def test_gathers_hide_behind_compute(kind: str, dtype: str) -> None:
     """Each begins before the compute that it hides behind; of the embedding and the first layer's first weight there is none.
 
-    Before Hopper XLA takes what it estimates to last as long, at times less: the products wait under a hundredth of their time.
+    Before Ampere XLA takes what it estimates to last as long, at times less: the products wait under a hundredth of their time.
     """
     layers = 4
     program = score_program(kind, dtype, "gathered", layers=layers, width=8)
@@ -203,6 +203,7 @@ def test_gathers_hide_behind_compute(kind: str, dtype: str) -> None:
         if not overlap.products:  # one of 16,384 tokens takes ten times as long as its weight's way over NVLink
             gather = 3 / 4 * overlap.collective.nbytes / rates.link
             waits += max(0.0, gather - overlap.moved / rates.bandwidth)
+    assert waits == 0 or kind == "v100"
     assert waits < 1e-2 * layers * 2 * ROW * CONFIG.layer_params / rates.flops
     assert overlaps[-1].moved > 0  # the head's, once a step
 
