@@ -115,16 +115,18 @@ class Interrupts:
         """Give the main thread its time, or until Ctrl-C is pressed again; not if the handler has put it off."""
         until = time.monotonic() + GRACE
         while time.monotonic() < until:
+            if select.select([reader], [], [], LOOK)[0]:
+                return True
             if self._deferred >= self._pressed:
                 return False
             if self._lost:
-                self._raise_again(reader)
-            if select.select([reader], [], [], LOOK)[0]:
-                return True
+                self._lost = self.stopping = False
+            if not self.stopping:
+                self._signal_again(reader)
         return True
 
-    def _raise_again(self, reader: int) -> None:
-        self._lost = self.stopping = False
+    def _signal_again(self, reader: int) -> None:
+        """A signal that came just before the main thread fell asleep, or to another thread, has not woken it."""
         signal.pthread_kill(self._main, signal.SIGINT)
         os.read(reader, 1)  # this one is nobody's
 

@@ -46,6 +46,17 @@ except KeyboardInterrupt:
     print("unwound", flush=True)
     interrupts.end()
 """
+# Sent to another thread, which does not wake this one; so does one that comes just before it falls asleep.
+UNHEARD = """
+import threading, jaxllm.commands.interrupt
+jaxllm.commands.interrupt.GRACE = 20
+threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("unwound", flush=True)
+    interrupts.end()
+"""
 # As numpy's `import_array` does for an extension that is imported.
 PRINTED = """
 try:
@@ -133,6 +144,12 @@ def test_it_ends_with_one_line(program: str, out: str) -> None:
     assert process.communicate(timeout=30) == (out, "stopped\n")
     assert process.returncode == 130
     assert time.monotonic() - began < 5  # about one; the machine is busy
+
+
+def test_a_sleeping_main_thread_is_woken() -> None:
+    began = time.monotonic()
+    assert run(UNHEARD).communicate(timeout=30) == ("unwound\n", "stopped\n")
+    assert time.monotonic() - began < 10  # GRACE is 20 there
 
 
 def test_a_second_press_waits_for_nothing() -> None:
