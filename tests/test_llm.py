@@ -282,7 +282,7 @@ def test_the_context_bounds_the_answer(llm: LLM) -> None:
     assert len(last.token_ids) == 1
 
 
-@pytest.mark.parametrize("options", [{"devices": 3}, {"devices": 2, "layout": "replicated", "max_num_batched_tokens": 64}])
+@pytest.mark.parametrize("options", [{"devices": 2, "layout": "replicated", "max_num_batched_tokens": 64}])
 def test_prompt_logprobs_are_those_of_scoring(folder: Path, options: dict[str, Any]) -> None:
     llm, rng = make(folder, **options), np.random.default_rng(0)
     prompts = [rng.integers(256, size=n).tolist() for n in (1, 150, 3, 200, 17)]

@@ -11,7 +11,7 @@ from families import CASES, CONTEXT, CONTINUATIONS, LONG, NEW, RECORDED, ROWS, r
 from layers import layered
 from record_families import load as load_in_transformers
 from record_families import record, recorded_logits
-from tiny import Run, compile_quickly
+from tiny import Run
 
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.convert import convert, prepare
@@ -23,9 +23,9 @@ from jaxllm import LLM, SamplingParams
 TOLERANCE = 1e-4
 LAYOUTS = [("tensor", 1), ("tensor", 3), ("tensor", 4), ("gathered", 3), ("gathered", 4), ("replicated", 3), ("replicated", 4)]
 FIRST = [name for name in CASES if " " not in name]  # of each family; the others differ in flags
-# All layouts always for those that have every mechanism between them, two for the first of the other families.
+# Three layouts always for those that have every mechanism between them, one for the others, whose answers have another.
 MECHANISMS = ("llama", "gemma3_text", "qwen3_moe", "gpt2")
-TWO = [("tensor", 3), ("gathered", 4)]
+THREE = [("tensor", 4), ("gathered", 4), ("replicated", 3)]
 ONE = [("gathered", 4)]
 ALONE = ("tensor", 1)  # as a GPU runs them, see `bench/gpu/exactness.py`
 RUNS = [(name, *layout) for name in CASES for layout in (LAYOUTS if name in FIRST else [ALONE, *ONE])]
@@ -35,26 +35,16 @@ GENERATED = [(name, *layout) for name in CASES for layout in (("tensor", 3), ALO
 
 
 def run_always(name: str, layout: str, devices: int) -> bool:
-    return name in MECHANISMS or (layout, devices) in (TWO if name in FIRST else ONE)
+    return (layout, devices) in (THREE if name in MECHANISMS else ONE)
 
 
 def generated_always(name: str, layout: str, devices: int) -> bool:
-    return (layout, devices) != ALONE and (name in MECHANISMS or (name in FIRST and layout == "tensor"))
+    return (layout, devices) != ALONE and name in FIRST and layout == "tensor"
 
 
 def is_fast(name: str, layout: str, devices: int) -> bool:
     # Of plain LLaMA `decoder/test_model.py` has as much.
     return name in MECHANISMS and name != "llama" and (layout, devices) == ("gathered", 4)
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Families whose mechanisms all are others' too need no optimised programs."""
-    if (
-        request.node.originalname.startswith(("test_logits", "test_generated"))
-        and request.node.callspec.params["name"] not in MECHANISMS
-    ):
-        compile_quickly(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def test_full_layers_hold_all(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("layout", "devices"), [("tensor", 3), ("gathered", 2)])
+@pytest.mark.parametrize(("layout", "devices"), [("tensor", 3), pytest.param("gathered", 2, marks=pytest.mark.full)])
 def test_logits_do_not_depend_on_what_fell_out(folders: dict[str, Path], name: str, layout: str, devices: int) -> None:
     """Prompts longer than a window, and decode steps over another's: of what was given back the pages hold no number."""
     slots = 2 // (devices if layout == "gathered" else 1)

@@ -32,7 +32,7 @@ def scoring(steps: Steps, pool: Pool) -> programs.StepProgram:
 
 @pytest.mark.parametrize("step", ["prefill", "decode of a row each", "decode"])
 @pytest.mark.parametrize(("layout_name", "devices"), [("tensor", 1), ("tensor", 4), ("replicated", 4)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
 def test_no_step_copies_the_cache(layout_name: str, devices: int, step: str, dtype: str) -> None:
     layout = make_layout(layout_name, jax.devices()[:devices], CONFIG.hidden_size)
     steps, rows = Steps(CONFIG, layout, dtype), layout.data * (1 if step == "decode of a row each" else 8)
@@ -46,7 +46,7 @@ def test_no_step_copies_the_cache(layout_name: str, devices: int, step: str, dty
     assert program.memory.temp < array or array < 1 << 20 or step == "prefill"
 
 
-@pytest.mark.parametrize("layout_name", ["tensor", "replicated", "gathered"])
+@pytest.mark.parametrize("layout_name", ["tensor", pytest.param("replicated", marks=pytest.mark.full), "gathered"])
 @pytest.mark.parametrize("of", [PREFILL, DECODE])
 def test_more_layers_hold_no_more(layout_name: str, of: Callable[..., programs.StepProgram]) -> None:
     layout = make_layout(layout_name, jax.devices()[:4], CONFIG.hidden_size)

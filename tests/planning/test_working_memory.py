@@ -23,8 +23,8 @@ OTHER = ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)
 LENGTH = 512
 
 
-@pytest.mark.parametrize("config", [SMOL, OTHER], ids=["smollm2", "llama"])
-@pytest.mark.parametrize("name", [*layouts(4), "tensor-1", "gathered-1"])
+@pytest.mark.parametrize("config", [SMOL, pytest.param(OTHER, marks=pytest.mark.full)], ids=["smollm2", "llama"])
+@pytest.mark.parametrize("name", [*layouts(4), "tensor-1", pytest.param("gathered-1", marks=pytest.mark.full)])
 def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
     name, alone, _ = name.partition("-1")
     layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)

@@ -140,6 +140,7 @@ RECORD: list[list[float]] = json.loads((DATA / "smollm2_hellaswag.json").read_te
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize(("layout", "devices"), [("tensor", 1), ("tensor", 4), ("gathered", 4), ("replicated", 4)])
 def test_hellaswag_is_scored_as_lm_eval_scores_it(layout: str, devices: int) -> None:
     if not HELLASWAG.exists():

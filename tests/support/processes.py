@@ -24,7 +24,6 @@ def start(xdg: Path, *arguments: str, model: Path | None = None) -> subprocess.P
     )
     program += "demo.MODEL = sys.argv.pop(1) or demo.MODEL; sys.exit(cli.main())"
     env = environment_in(xdg) | {"PYTHONUNBUFFERED": "1"}
-    env.pop("XLA_FLAGS", None)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program, str(model or ""), *arguments]
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)

@@ -19,7 +19,7 @@ from jaxllm.buckets import TILE, pages_of
 from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.batch import TokenBatch
 from jaxllm.execution import steps
-from jaxllm.execution.steps import Steps, compiler_options
+from jaxllm.execution.steps import Steps
 from sharding.layout import make_layout
 
 DEFAULTS: dict[str, Any] = {
@@ -124,13 +124,6 @@ def reference(path: Path, row: Row) -> np.ndarray:
                 parts.append(model(torch.tensor([piece]), **cache).logits[0].numpy())
         _REFERENCES[key] = np.concatenate(parts)
     return _REFERENCES[key]
-
-
-def compile_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Compile a CPU's steps with few optimisations from now on, in half the time: for those that run a few times."""
-    if jax.default_backend() != "cpu":
-        return
-    patch.setattr(steps, "compiler_options", lambda layout: compiler_options(layout) | {"xla_backend_optimization_level": 0})
 
 
 class Run:
