@@ -29,7 +29,7 @@ from jaxllm.execution.compile_counter import COUNTER
 from jaxllm.execution.sampling import LOGPROBS_MODES
 from jaxllm.execution.steps import Steps
 from jaxllm.generation.engine import Engine
-from jaxllm.generation.loop import STREAM_STEPS, EngineLoop
+from jaxllm.generation.loop import STREAM_STEPS, EngineLoop, Submission
 from jaxllm.generation.request import Request, RequestMaker
 from jaxllm.generation.scheduler import Statistics
 from jaxllm.planning.plan import Run, default_dtype
@@ -154,7 +154,7 @@ class LLM:
         self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
         # Scoring needs no cache that could limit it; but the keys of one step are rotated alike.
         self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
-        self._generation_defaults = from_generation_config(
+        self.generation_defaults = from_generation_config(
             self.checkpoint.generation_defaults if generation_config == "auto" else {}
         )
         self._said_defaults = False
@@ -253,7 +253,7 @@ class LLM:
         [params] = self._params_for(sampling_params, 1)
         if params.n != 1:
             raise RequestError(f"n={params.n}: a stream is one sample; use generate for more")
-        [request] = self._make_requests([parse_prompt(prompt)], [params])
+        [request] = self.make_requests([parse_prompt(prompt)], [params])
         if self.tokenizer is None:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer to stream text with; use generate with token ids")
         return self._pieces(request)
@@ -312,7 +312,7 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What requests without SamplingParams have: vLLM's defaults, changed as the model's generation_config.json says."""
         try:
-            return SamplingParams(**self._generation_defaults)
+            return SamplingParams(**self.generation_defaults)
         except RequestError as error:
             where = f"{self.checkpoint.path}: its generation config"
             raise RequestError(f"{where}: {error}; give sampling_params, or generation_config='vllm'") from error
@@ -379,8 +379,19 @@ class LLM:
 
     # Requests on their way
 
+    def submit(
+        self, requests: list[Request], steps: int = STREAM_STEPS, on_news: Callable[[BaseException | None], None] | None = None
+    ) -> Submission:
+        """Run requests, with news of them after at most `steps` tokens: to whoever iterates, or on the engine's thread."""
+        return self._loop.submit(requests, steps, on_news)
+
+    @property
+    def seconds_without_step(self) -> float:
+        """How long ago the engine last ended a step, while it has something to do."""
+        return self._loop.seconds_without_step
+
     def _generate(self, prompts: list[ParsedPrompt], params: ManyParams, use_tqdm: Bar) -> list[RequestOutput]:
-        requests = self._make_requests(prompts, self._params_for(params, len(prompts)))
+        requests = self.make_requests(prompts, self._params_for(params, len(prompts)))
         with progress_bar(use_tqdm, len(requests)) as bar:
             submission = self._loop.submit(requests)
             for _ in submission:
@@ -400,13 +411,14 @@ class LLM:
         if params is not None:
             return params_for_each(params, count)
         default = self.get_default_sampling_params()
-        if self._generation_defaults and not self._said_defaults:
+        if self.generation_defaults and not self._said_defaults:
             self._said_defaults = True
-            said = ", ".join(f"{name}={value}" for name, value in self._generation_defaults.items())
+            said = ", ".join(f"{name}={value}" for name, value in self.generation_defaults.items())
             _LOG.warning("sampling as the model's generation config says: %s; generation_config='vllm' leaves it out", said)
         return [default] * count
 
-    def _make_requests(self, prompts: list[ParsedPrompt], params: list[SamplingParams]) -> list[Request]:
+    def make_requests(self, prompts: list[ParsedPrompt], params: list[SamplingParams]) -> list[Request]:
+        """Numbered requests for `submit`. Raises RequestError."""
         with self._exclusive():
             return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
 

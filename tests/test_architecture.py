@@ -1,8 +1,8 @@
 """Imports go one way, from room to room, and never in a circle.
 
-sharding <- decoder <- execution <- generation | scoring | planning <- llm <- evaluation, integrations, commands, bench. At the
-bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`), what
-platforms want done otherwise (`platforms`). Of `jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the
+sharding <- decoder <- execution <- generation | scoring | planning <- llm <- evaluation, integrations, serving, commands, bench.
+At the bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`),
+what platforms want done otherwise (`platforms`). Of `jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the
 source, so an import inside a function counts as one at the top. A rule that names a package holds for all of it; where two rules
 fit a module, the longer name decides.
 """
@@ -52,19 +52,23 @@ MAY_IMPORT = {
     "jaxllm.planning": (*DEVICE, "jaxllm.planning"),
     "jaxllm.scoring": (*DEVICE, "jaxllm.scoring"),
     "jaxllm.llm": DOOR,
-    "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation"),
+    "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation", "jaxllm.serving"),
     "jaxllm.evaluation": (*GROUND, "jaxllm", "jaxllm.evaluation", "jaxllm.llm", "jaxllm.scoring"),
     "jaxllm.integrations": (*DOOR, "jaxllm.evaluation", "jaxllm.integrations"),
+    "jaxllm.serving": (*GROUND, "jaxllm", "jaxllm.execution", "jaxllm.generation", "jaxllm.llm", "jaxllm.serving"),
     "bench": PACKAGES,
 }
 # What only some modules may import.
 ONLY_IN = {
     "accelerate": ("bench.peers",),
+    "fastapi": ("jaxllm.serving",),
     "gguf": ("checkpoints",),
     "jaxllm.generation.engine": ("bench", "jaxllm.generation.engine", "jaxllm.generation.loop", "jaxllm.llm"),
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
+    "prometheus_client": ("jaxllm.serving",),
     "torch": ("bench.peers", "checkpoints.torch_files"),
+    "uvicorn": ("jaxllm.serving",),
     "vllm": ("bench.vllm_peer",),
 }
 # All that sharding/ needs besides the standard library.

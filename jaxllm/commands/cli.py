@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     from jaxllm.commands import generate as generate_command
     from jaxllm.commands import plan as plan_command
     from jaxllm.commands import score as score_command
+    from jaxllm.commands import serve as serve_command
     from jaxllm.commands import warmup as warmup_command
 
     root = argparse.ArgumentParser(prog="jaxllm", description="Sharded LLM inference in JAX.")
@@ -105,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         chat_command,
         demo_command,
         score_command,
+        serve_command,
         checkpoint_commands,
         plan_command,
         cache_command,

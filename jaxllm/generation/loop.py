@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -30,10 +31,17 @@ T = TypeVar("T")
 class Submission:
     """Requests on their way. Iterating waits for each piece of news and says how many samples have not ended.
 
-    Leaving the loop early, or an exception in it, cancels them.
+    Leaving the loop early, or an exception in it, cancels them. `on_news` is called instead, if given, on the engine's thread,
+    with what ended them, if something did.
     """
 
-    def __init__(self, loop: EngineLoop, requests: list[Request], steps: int):
+    def __init__(
+        self,
+        loop: EngineLoop,
+        requests: list[Request],
+        steps: int,
+        on_news: Callable[[BaseException | None], None] | None = None,
+    ):
         self.samples = [sample for request in requests for sample in request.samples]
         self.steps = steps  # most tokens between two pieces of news
         if any(sample.sequence.params.stops for sample in self.samples):
@@ -41,7 +49,7 @@ class Submission:
         self.unfinished = len(self.samples)
         self.waits_for = ""  # the program that is loaded or compiled now
         self.error: BaseException | None = None
-        self._loop = loop
+        self._loop, self._on_news = loop, on_news
         self._news = threading.Event()
         if not self.samples:
             self.tell()
@@ -59,11 +67,17 @@ class Submission:
                     return
         finally:
             if self.unfinished and self.error is None:
-                self._loop.cancel(self)
+                self.cancel()
+
+    def cancel(self) -> None:
+        """End what has not ended, after the step that runs."""
+        self._loop.cancel(self)
 
     def tell(self) -> None:
         """There is news. Called by the loop."""
         self._news.set()
+        if self._on_news is not None:
+            self._on_news(self.error)
 
 
 class EngineLoop:
@@ -80,6 +94,7 @@ class EngineLoop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._alive = 0.0  # when the thread last began a turn, by `time.monotonic`
         # What follows is the thread's own.
         self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
         self._engine_is_made = False
@@ -87,9 +102,11 @@ class EngineLoop:
 
     # For any thread
 
-    def submit(self, requests: list[Request], steps: int = MAX_STEPS) -> Submission:
+    def submit(
+        self, requests: list[Request], steps: int = MAX_STEPS, on_news: Callable[[BaseException | None], None] | None = None
+    ) -> Submission:
         """Run requests, with news of them after at most so many tokens."""
-        submission = Submission(self, requests, steps)
+        submission = Submission(self, requests, steps, on_news)
         self._post(lambda: self._add(submission))
         return submission
 
@@ -116,6 +133,11 @@ class EngineLoop:
         self._post(do)
         return done.result()
 
+    @property
+    def seconds_without_step(self) -> float:
+        """How long ago a turn was begun that has not ended; 0 where there is nothing to do."""
+        return 0.0 if self._thread is None else time.monotonic() - self._alive
+
     def join(self) -> None:
         """Wait until there is nothing to do."""
         while (thread := self._thread) is not None:
@@ -131,6 +153,7 @@ class EngineLoop:
         with self._lock:
             self._inbox.append(message)
             if self._thread is None and not self._closing:
+                self._alive = time.monotonic()
                 self._thread = threading.Thread(target=self._work, name="jaxllm-engine", daemon=True)
                 self._thread.start()
 
@@ -144,6 +167,7 @@ class EngineLoop:
                 if self._closing or not (messages or self._busy):
                     self._thread = None
                     return
+            self._alive = time.monotonic()
             try:
                 for message in messages:
                     message()

@@ -59,9 +59,18 @@ class Sample:
     def finished(self) -> bool:
         return self.sequence.finish_reason is not None
 
+    @property
+    def num_read(self) -> int:
+        """How many of its tokens the text was made of; the engine may have come further. None of them is taken back."""
+        return len(self.sequence.tokens) if self.text is None else self.text.count
+
+    def logprobs(self, start: int, end: int) -> list[dict[int, Logprob]]:
+        """Those of tokens `start` to `end`, with the tokens' texts."""
+        return [self._named(choices) for choices in self.sequence.logprobs[start:end]]
+
     def output(self, index: int) -> CompletionOutput:
         s = self.sequence
-        logprobs = None if s.params.logprobs is None else [self._named(choices) for choices in s.logprobs]
+        logprobs = None if s.params.logprobs is None else self.logprobs(0, len(s.tokens))
         text = "" if self.text is None else self.text.text
         return CompletionOutput(index, text, list(s.tokens), logprobs, s.finish_reason, s.stop_reason)
 
@@ -74,9 +83,10 @@ class Sample:
     def _named(self, choices: dict[int, Logprob]) -> dict[int, Logprob]:
         if self.tokenizer is None:
             return choices
-        return {token: replace(choice, decoded_token=self._name(token)) for token, choice in choices.items()}
+        return {token: replace(choice, decoded_token=self.name(token)) for token, choice in choices.items()}
 
-    def _name(self, token: int) -> str:
+    def name(self, token: int) -> str:
+        """The text of a token by itself."""
         if token not in self._names:
             self._names[token] = self.tokenizer.decode([token])
         return self._names[token]

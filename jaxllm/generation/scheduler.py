@@ -113,6 +113,12 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
+    def pages_held(self) -> float:
+        """The part of the cache's pages that sequences hold, from 0 to 1."""
+        pools = [pool for table in self.tables for pool in table.pools]
+        return 1 - sum(pool.free for pool in pools) / sum(pool.pages - 1 for pool in pools)
+
+    @property
     def decoding(self) -> list[Sequence]:
         """Sequences whose last token is known and not in their pages: that of a prompt whose step still runs is not known."""
         return [s for s in self.running if s.awaits_decode and s.finish_reason is None]

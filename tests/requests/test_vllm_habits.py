@@ -154,7 +154,7 @@ def test_generation_config_vllm_leaves_them_out(model: Path, caplog: pytest.LogC
 
 def test_defaults_that_are_none_name_their_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(model, devices=1)
-    monkeypatch.setattr(llm, "_generation_defaults", {"temperature": -1})
+    monkeypatch.setattr(llm, "generation_defaults", {"temperature": -1})
     with pytest.raises(RequestError, match=r"generation config: temperature=-1: .* generation_config='vllm'"):
         llm.generate("abc")
     llm.generate("abc", SamplingParams(max_tokens=1))

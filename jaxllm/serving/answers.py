@@ -1,0 +1,199 @@
+"""Answers in the form of OpenAI's API, whole and in pieces. Plain dicts, from what samples have gained."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from jaxllm.generation.request import Request
+from jaxllm.requests.outputs import Logprob
+from jaxllm.serving.generation import Delta, now
+
+LOWEST = -9999.0  # what OpenAI gives in place of minus infinity, which JSON does not have
+DONE = b"data: [DONE]\n\n"
+
+
+def event(value: Any) -> bytes:
+    """A server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html) that holds JSON."""
+    return b"data: " + to_json(value) + b"\n\n"
+
+
+def usage(requests: Sequence[Request], generated: int) -> dict[str, Any]:
+    """Tokens of all prompts, of which some were there already, and of the answers."""
+    prompt = sum(len(request.ids) for request in requests)
+    cached = sum(request.samples[0].sequence.num_shared for request in requests)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _number(logprob: float) -> float:
+    return max(logprob, LOWEST)
+
+
+def _chosen_first(token: int, choices: dict[int, Logprob], top: int) -> tuple[Logprob, list[Logprob]]:
+    """The token that was generated, and the `top` likeliest in its place, in order."""
+    likeliest = sorted((choice for choice in choices.values() if choice.rank <= top), key=lambda choice: choice.rank)
+    return choices[token], likeliest
+
+
+class Form:
+    """One endpoint's answers to one HTTP request.
+
+    Args:
+      prefix: of the answer's id.
+      kind: what OpenAI calls the object.
+      top: likeliest tokens to report; None: no log-probabilities.
+      return_token_ids: report token ids too.
+    """
+
+    prefix, kind, chunk_kind = "", "", ""
+
+    def __init__(
+        self, model: str, requests: list[Request], top: int | None, return_token_ids: bool = False, request_id: str | None = None
+    ):
+        self.model, self.requests, self.top = model, requests, top
+        self.return_token_ids = return_token_ids
+        self.id = f"{self.prefix}-{request_id or uuid.uuid4().hex}"
+        self.created = now()
+        self.samples = len(requests[0].samples)
+        self.generated = 0
+
+    def place(self, delta: Delta) -> int:
+        """The index of a sample among all choices."""
+        return delta.request * self.samples + delta.index
+
+    def frame(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def usage(self) -> dict[str, Any]:
+        return usage(self.requests, self.generated)
+
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """What a choice of a chunk has beside its index and its end."""
+        raise NotImplementedError
+
+    def first(self) -> Iterator[bytes]:
+        """Events before the first text."""
+        return iter(())
+
+    def chunk(self, deltas: Iterable[Delta]) -> Iterator[bytes]:
+        """An event for each sample that gained something."""
+        for delta in deltas:
+            self.generated += len(delta.token_ids)
+            choice = {"index": self.place(delta), **self.piece(delta), "finish_reason": delta.finish_reason}
+            if delta.finish_reason is not None:
+                choice["stop_reason"] = delta.stop_reason
+            if self.return_token_ids:
+                choice["token_ids"] = delta.token_ids
+            yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
+
+    def last(self) -> bytes:
+        """The event of the usage, after all text."""
+        return event(self.frame(self.chunk_kind) | {"choices": [], "usage": self.usage()})
+
+    def whole(self) -> dict[str, Any]:
+        """The answer at once, after all have ended."""
+        choices = []
+        for r, request in enumerate(self.requests):
+            for output in request.output().outputs:
+                self.generated += len(output.token_ids)
+                everything = Delta(
+                    r, output.index, output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason
+                )
+                choice = {"index": self.place(everything), **self.all(everything), "finish_reason": output.finish_reason}
+                choice["stop_reason"] = output.stop_reason
+                if self.return_token_ids:
+                    choice |= {"token_ids": output.token_ids, "prompt_token_ids": request.ids}
+                choices.append(choice)
+        return self.frame(self.kind) | {"choices": choices, "usage": self.usage()}
+
+    def all(self, delta: Delta) -> dict[str, Any]:
+        """What a choice of the whole answer has: of most forms what a piece has."""
+        return self.piece(delta)
+
+
+class Completion(Form):
+    """Of `/v1/completions`. With `echo` the prompt precedes what follows it, its log-probabilities too."""
+
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, *args: Any, echo: bool = False, **options: Any):
+        super().__init__(*args, **options)
+        self.echo = echo
+        self._offsets: dict[int, int] = {}
+        self._begun: set[int] = set()
+
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        place, request = self.place(delta), self.requests[delta.request]
+        sample = request.samples[delta.index]
+        text, ids, choices = delta.text, delta.token_ids, delta.logprobs
+        listed: list[tuple[int, dict[int, Logprob] | None]] = list(zip(ids, choices or [], strict=False))
+        if self.echo and place not in self._begun:
+            self._begun.add(place)
+            prompt = request.prompt if request.prompt is not None else sample.tokenizer.decode(request.ids)
+            text = prompt + text
+            if choices is not None:
+                before = request.samples[0].of_prompt() or [None] * len(request.ids)
+                listed = [*zip(request.ids, before, strict=True), *listed]
+        if choices is None:
+            return {"text": text, "logprobs": None}
+        return {"text": text, "logprobs": self._logprobs(place, sample, listed)}
+
+    def _logprobs(self, place: int, sample: Any, listed: list[tuple[int, dict[int, Logprob] | None]]) -> dict[str, Any]:
+        found: dict[str, list[Any]] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+        offset = self._offsets.get(place, 0)
+        for token, choices in listed:
+            name = sample.name(token)
+            found["text_offset"].append(offset)
+            found["tokens"].append(name)
+            offset += len(name)
+            if choices is None:  # the first token of a prompt
+                found["token_logprobs"].append(None)
+                found["top_logprobs"].append(None)
+                continue
+            chosen, likeliest = _chosen_first(token, choices, self.top or 0)
+            found["token_logprobs"].append(_number(chosen.logprob))
+            found["top_logprobs"].append({one.decoded_token: _number(one.logprob) for one in likeliest})
+        self._offsets[place] = offset
+        return found
+
+
+class Chat(Form):
+    """Of `/v1/chat/completions`."""
+
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def first(self) -> Iterator[bytes]:
+        for place in range(len(self.requests) * self.samples):
+            choice = {"index": place, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
+
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        return {"delta": {"content": delta.text} if delta.text else {}, "logprobs": self._logprobs(delta)}
+
+    def all(self, delta: Delta) -> dict[str, Any]:
+        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(delta)}
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if delta.logprobs is None:
+            return None
+        content = []
+        for token, choices in zip(delta.token_ids, delta.logprobs, strict=True):
+            chosen, likeliest = _chosen_first(token, choices, self.top or 0)
+            content.append(_token(chosen) | {"top_logprobs": [_token(one) for one in likeliest]})
+        return {"content": content, "refusal": None}
+
+
+def _token(one: Logprob) -> dict[str, Any]:
+    """A token as chat completions report it; `bytes` is None of one that is only a part of a character."""
+    text = one.decoded_token or ""
+    whole = "\N{REPLACEMENT CHARACTER}" not in text
+    return {"token": text, "logprob": _number(one.logprob), "bytes": list(text.encode()) if whole else None}

@@ -1,0 +1,306 @@
+"""The endpoints: what each takes, and what it gives back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from jaxllm import __version__
+from jaxllm.execution.steps import MAX_STEPS
+from jaxllm.generation.loop import STREAM_STEPS
+from jaxllm.generation.request import Request as Generated
+from jaxllm.requests.outputs import RequestError
+from jaxllm.requests.prompts import ParsedPrompt, parse_prompts
+from jaxllm.requests.sampling_params import SamplingParams
+from jaxllm.serving.access import Access
+from jaxllm.serving.answers import DONE, Chat, Completion, Form, event
+from jaxllm.serving.errors import ApiError, misshapen, refused
+from jaxllm.serving.generation import deltas, in_thread, now, unless_gone
+from jaxllm.serving.protocol import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Sampled,
+    ScoreBody,
+    TokenizeRequest,
+)
+from jaxllm.serving.server import Server
+
+IGNORED_HEADER = "X-Ignored-Fields"
+_LOG = logging.getLogger("jaxllm")
+router = APIRouter()
+
+
+def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+Served = Annotated[Server, Depends(_server)]
+
+
+def make_app(server: Server) -> FastAPI:
+    """The ASGI application of a server."""
+    app = FastAPI(title="jaxllm", version=__version__, docs_url=None, redoc_url=None, strict_content_type=False)
+    app.state.server = server
+    app.include_router(router)
+    app.add_middleware(Access, api_keys=server.settings.api_keys, max_body_bytes=server.settings.max_body_bytes)
+    app.add_exception_handler(ApiError, lambda _, error: _answer(error))
+    app.add_exception_handler(RequestError, lambda _, error: _answer(refused(error)))
+    app.add_exception_handler(RequestValidationError, lambda _, error: _answer(misshapen(error.errors())))
+    app.add_exception_handler(HTTPException, lambda _, error: _answer(ApiError(error.status_code, error.detail)))
+    app.add_exception_handler(Exception, lambda _, error: _answer(ApiError(500, "the server made a mistake; its log says more")))
+    return app
+
+
+def _answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status_code, error.headers)
+
+
+# About the server
+
+
+@router.get("/health")
+async def health(server: Served) -> JSONResponse:
+    """200 when the model is loaded and its steps end; 503 with what it is doing otherwise."""
+    status, said = server.health()
+    return JSONResponse(said, status)
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    return {"version": __version__}
+
+
+@router.get("/metrics")
+async def metrics(server: Served) -> Response:
+    return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models")
+async def models(server: Served) -> dict[str, Any]:
+    return {"object": "list", "data": [_card(server, name) for name in server.settings.names]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(server: Served, name: str) -> dict[str, Any]:
+    server.check_model(name)
+    return _card(server, name)
+
+
+def _card(server: Server, name: str) -> dict[str, Any]:
+    llm, root = server.llm, server.settings.names[0]
+    card = {"id": name, "object": "model", "created": server.started, "owned_by": "jaxllm", "root": root}
+    return card | {"parent": None, "max_model_len": llm.plan.max_model_len}
+
+
+# Text
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(server: Served, body: CompletionRequest, request: Request) -> Response:
+    """Go on with a text, or with each of several."""
+    server.check_model(body.model)
+    prompts = parse_prompts(body.prompt)
+    params = body.params(server.llm.generation_defaults, body.max_tokens, body.logprobs)
+    if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
+        params.prompt_logprobs = body.logprobs
+    requests = await in_thread(lambda: server.llm.make_requests(prompts, [params] * len(prompts)))
+    return await _run(
+        server, body, request, requests, params, Completion(*_of(server, body, requests), body.logprobs, echo=body.echo)
+    )
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(server: Served, body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation."""
+    server.check_model(body.model)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs are of log-probabilities: set logprobs", param="top_logprobs")
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    length = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    defaults = server.llm.generation_defaults
+    params = body.params(defaults, defaults.get("max_tokens") if length is None else length, top)
+    requests = await in_thread(lambda: _chat_requests(server, body, params))
+    return await _run(server, body, request, requests, params, Chat(*_of(server, body, requests), top))
+
+
+def _chat_requests(server: Server, body: ChatRequest, params: SamplingParams) -> list[Generated]:
+    values = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        values.setdefault("reasoning_effort", body.reasoning_effort)
+    if not server.settings.trust_request_templates and (body.chat_template is not None or "chat_template" in values):
+        raise ApiError(
+            400, "chat_template: requests may not bring one to this server (--trust-request-chat-template)", param="chat_template"
+        )
+    ids = server.llm.chat_prompt(
+        body.messages,
+        chat_template=body.chat_template,
+        chat_template_kwargs=values,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
+    return server.llm.make_requests([ParsedPrompt(None, ids)], [params])
+
+
+def _of(server: Server, body: Sampled, requests: list[Generated]) -> tuple[str, list[Generated]]:
+    return body.model or server.settings.names[0], requests
+
+
+async def _run(
+    server: Server, body: Sampled, request: Request, requests: list[Generated], params: SamplingParams, form: Form
+) -> Response:
+    """Answer at once, or in a stream."""
+    headers = _ignored(body)
+    _check_room(server, requests, params)
+    form.return_token_ids = bool(body.return_token_ids)
+    if body.request_id is not None:
+        form.id = f"{form.prefix}-{body.request_id}"
+    admission = ExitStack()
+    admission.enter_context(server.admit(sum(len(one.samples) for one in requests)))
+    if body.stream:
+        return EventStream(_events(server, body, requests, form, admission), headers)
+    with admission:
+        ended = await unless_gone(request.receive, _until_ended(server, requests))
+    return JSONResponse(form.whole() if ended else None, headers=headers)
+
+
+def _check_room(server: Server, requests: list[Generated], params: SamplingParams) -> None:
+    """Raises ApiError where an answer of `max_tokens` may not find room: it would be cut without a word."""
+    limit, longest = server.llm.plan.max_model_len, max(len(one.ids) for one in requests)
+    if params.max_tokens is not None and longest + params.max_tokens > limit:
+        raise ApiError(
+            400,
+            f"max_tokens={params.max_tokens}: the prompt has {longest} tokens and the context holds {limit} with the answer: ask "
+            f"for {limit - longest} at most",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+async def _until_ended(server: Server, requests: list[Generated]) -> bool:
+    watch = server.metrics.watch(requests)
+    async with aclosing(deltas(server.llm, requests, MAX_STEPS)) as news:
+        async for found in news:
+            watch.see(found)
+    return True
+
+
+async def _events(
+    server: Server, body: Sampled, requests: list[Generated], form: Form, admission: ExitStack
+) -> AsyncGenerator[bytes]:
+    watch = server.metrics.watch(requests)
+    with admission:
+        try:
+            for one in form.first():
+                yield one
+            async with aclosing(deltas(server.llm, requests, STREAM_STEPS)) as news:
+                async for found in news:
+                    watch.see(found)
+                    yield b"".join(form.chunk(found))
+            if body.wants_usage:
+                yield form.last()
+        except Exception as error:  # the status is sent already
+            yield event(ApiError(500, f"the answer ended with an error: {error}").body)
+        yield DONE
+
+
+def _ignored(body: Body) -> dict[str, str]:
+    """A header that names the fields that nothing is known of."""
+    unknown = body.unknown
+    if unknown:
+        _LOG.warning("fields of a request that are not understood: %s", ", ".join(unknown))
+    return {IGNORED_HEADER: ", ".join(name for name in unknown if name.isascii() and name.isprintable())} if unknown else {}
+
+
+class EventStream(Response):
+    """Server-sent events as they come; when the client goes away, they end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], headers: dict[str, str]):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await unless_gone(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._events):
+            async for one in self._events:
+                await send({"type": "http.response.body", "body": one, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+# Tokens
+
+
+@router.post("/tokenize")
+async def tokenize(server: Served, body: TokenizeRequest) -> dict[str, Any]:
+    """The token ids of a text, or of messages under the chat template."""
+    server.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give a prompt or messages, one of them", param="prompt")
+    tokenizer = server.llm.get_tokenizer()
+
+    def encode() -> list[int]:
+        if body.prompt is not None:
+            return list(tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
+        return server.llm.chat_prompt(
+            body.messages or [],
+            chat_template_kwargs=body.chat_template_kwargs,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+        )
+
+    ids = await in_thread(encode)
+    names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": server.llm.plan.max_model_len, "tokens": ids, "token_strs": names}
+
+
+@router.post("/detokenize")
+async def detokenize(server: Served, body: DetokenizeRequest) -> dict[str, str]:
+    """The text of token ids."""
+    server.check_model(body.model)
+    size = server.llm.config.vocab_size
+    if wrong := [one for one in body.tokens if not 0 <= one < size]:
+        raise ApiError(400, f"tokens holds {wrong[0]}: the vocabulary has {size}", param="tokens")
+    return {"prompt": await in_thread(lambda: server.llm.get_tokenizer().decode(body.tokens))}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(server: Served) -> dict[str, Any]:
+    """What clients that tokenize themselves need to know."""
+    tokenizer = server.llm.get_tokenizer()
+    info = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": len(tokenizer), "chat_template": tokenizer.chat_template}
+    return info | {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "pad", "unk")}
+
+
+# Scores
+
+
+@router.post("/score", response_model=None)
+async def score(server: Served, body: ScoreBody, request: Request) -> Response:
+    """Log-probabilities of continuations; what contexts have in common runs once."""
+    server.check_model(body.model)
+    headers = _ignored(body)
+    asked: Any = [(one.context, one.continuations) for one in body.requests]
+    with server.admit(1):
+        found = await unless_gone(request.receive, in_thread(lambda: server.llm.score(asked, truncate=body.truncate)))
+    scores = [[_score(one) for one in scores] for scores in found or []]
+    return JSONResponse({"object": "score", "created": now(), "scores": scores}, headers=headers)
+
+
+def _score(one: Any) -> dict[str, Any]:
+    return {"logprob": one.logprob, "token_logprobs": list(one.token_logprobs), "is_greedy": one.is_greedy}

@@ -1,0 +1,119 @@
+"""The model behind the API: loading, ready or stuck; who may use it, and how many at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllm.llm import LLM
+from jaxllm.serving.errors import ApiError
+from jaxllm.serving.generation import now
+from jaxllm.serving.metrics import Metrics
+
+STUCK_SECONDS = 300.0  # in which a step ends, the compilation of a large model's programs included
+RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is set up.
+
+    Attributes:
+      names: under which requests ask for the model; answers carry the first.
+      api_keys: one of which requests must bring; none: all may come.
+      max_waiting: samples that may wait for their turn beside those that run, before requests are turned away.
+      max_body_bytes: of a request.
+      trust_request_templates: whether a request may bring a chat template of its own.
+    """
+
+    names: Sequence[str]
+    api_keys: Sequence[str] = ()
+    max_waiting: int = 1024
+    max_body_bytes: int = 32 << 20
+    trust_request_templates: bool = False
+
+
+class Server:
+    """One model, from before it is loaded.
+
+    Args:
+      make: makes the LLM; called once, by `load`.
+    """
+
+    def __init__(self, settings: Settings, make: Callable[[], LLM]):
+        self.settings = settings
+        self._make = make
+        self._llm: LLM | None = None
+        self.failure: BaseException | None = None
+        self.metrics = Metrics(self)
+        self.started = now()
+        self.admitted = 0  # samples that have not ended
+
+    # Loading
+
+    def load(self) -> None:
+        """Make the LLM; what goes wrong is kept in `failure`."""
+        try:
+            self._llm = self._make()
+        except BaseException as error:
+            self.failure = error
+
+    def load_beside(self, done: Callable[[], None]) -> None:
+        """Load on a thread of its own, and then call `done` there."""
+
+        def work() -> None:
+            self.load()
+            done()
+
+        threading.Thread(target=work, name="jaxllm-load", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        return self._llm is not None
+
+    @property
+    def llm(self) -> LLM:
+        """Raises ApiError while it is loaded, or where that failed."""
+        if self.failure is not None:
+            raise ApiError(503, f"the model could not be loaded: {self.failure}")
+        if self._llm is None:
+            raise ApiError(503, "the model is being loaded: try again soon", headers={"Retry-After": str(RETRY_SECONDS)})
+        return self._llm
+
+    # Requests
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError for another model than the one that is served."""
+        if name is not None and name not in self.settings.names:
+            known = ", ".join(self.settings.names)
+            raise ApiError(404, f"there is no model {name!r}: this server has {known}", param="model", code="model_not_found")
+
+    @contextmanager
+    def admit(self, samples: int) -> Iterator[None]:
+        """While so many samples are on their way. Raises ApiError where too many are."""
+        room = self.llm.plan.max_num_seqs + self.settings.max_waiting
+        if self.admitted + samples > room:
+            raise ApiError(
+                429,
+                f"{self.admitted} answers are on their way and {room} is the most: try again later",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
+        self.admitted += samples
+        try:
+            yield
+        finally:
+            self.admitted -= samples
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """A status and what it stands for."""
+        if self.failure is not None:
+            return 503, {"status": "failed", "message": str(self.failure)}
+        if self._llm is None:
+            return 503, {"status": "loading"}
+        waited = self._llm.seconds_without_step
+        if waited > STUCK_SECONDS:
+            return 503, {"status": "stuck", "message": f"no step has ended for {waited:.0f} s, and {self.admitted} answers wait"}
+        return 200, {"status": "ok"}
