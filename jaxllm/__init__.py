@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
     from jaxllm.requests.prompts import TextPrompt, TokensPrompt
     from jaxllm.requests.sampling_params import SamplingParams
+    from jaxllm.requests.structured_outputs import StructuredOutputsParams
     from sharding.mesh import virtual_cpu_devices
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "virtual_cpu_devices",
@@ -30,6 +32,7 @@ __all__ = [
 _HOMES = {
     "LLM": "jaxllm.llm",
     "SamplingParams": "jaxllm.requests.sampling_params",
+    "StructuredOutputsParams": "jaxllm.requests.structured_outputs",
     "TextPrompt": "jaxllm.requests.prompts",
     "TokensPrompt": "jaxllm.requests.prompts",
     "virtual_cpu_devices": "sharding.mesh",

@@ -103,12 +103,14 @@ class SamplingBatch(NamedTuple):
       count: [B] int32, how many tokens the row has generated; the counter of its random stream.
       stop_ids: [B, E] int32, ids that end the row, padded with -1.
       penalties: as the host sends them; within a step with their tables.
+      allowed: [B, V / 32] int32, a bit for each token that may be chosen, the first in the lowest; None: all may.
     """
 
     count: Array
     stop_ids: Array
     filters: SamplingFilters | None = None
     penalties: ListedPenalties | LogitsPenalties | None = None
+    allowed: Array | None = None
 
 
 class DecodeRows(NamedTuple):

@@ -1,8 +1,8 @@
 """Choosing the next token on the device.
 
-Logits are changed in vLLM's order: allowed tokens and bias, bad words, minimum length, penalties of repetition, frequency and
-presence, temperature, min-p, top-k, top-p. Filters find their threshold by bisection over the bits of a float32, which is exact,
-keeps ties, and needs no sort of the vocabulary.
+Logits are changed in vLLM's order: a grammar's tokens, allowed tokens and bias, bad words, minimum length, penalties of
+repetition, frequency and presence, temperature, min-p, top-k, top-p. Filters find their threshold by bisection over the bits of a
+float32, which is exact, keeps ties, and needs no sort of the vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ RAW_LOGPROBS = LOGPROBS_MODES["raw_logprobs"]
 
 def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None, mode: LogprobsMode = RAW_LOGPROBS) -> Sampled:
     """logits [B, V] float32 -> a token for each row, and log-probabilities with so many alternatives, unless None."""
-    adjusted = adjust(logits, batch.penalties, batch) if isinstance(batch.penalties, LogitsPenalties) else logits
+    adjusted = logits if batch.allowed is None else _allowed(logits, jnp.asarray(batch.allowed))
+    if isinstance(batch.penalties, LogitsPenalties):
+        adjusted = adjust(adjusted, batch.penalties, batch)
     token, drawn_from = _argmax(adjusted), adjusted
     if batch.filters is not None:
         random = batch.filters.temperature > 0
@@ -48,6 +50,12 @@ def sample(logits: jax.Array, batch: SamplingBatch, top_logprobs: int | None, mo
         return Sampled(token, None)
     reported = drawn_from if mode.processed else logits
     return Sampled(token, logprobs_of(reported if mode.logits else jax.nn.log_softmax(reported, axis=-1), token, top_logprobs))
+
+
+def _allowed(logits: jax.Array, bits: jax.Array) -> jax.Array:
+    """Logits [B, V], -inf where the token's bit is not set."""
+    each = (bits[:, :, None] >> jnp.arange(32)[None, None, :]) & 1
+    return jnp.where(each.reshape(len(bits), -1)[:, : logits.shape[1]] > 0, logits, -jnp.inf)
 
 
 def _argmax(x: jax.Array) -> jax.Array:

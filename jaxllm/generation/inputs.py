@@ -134,6 +134,7 @@ def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], 
         biases=max(len(_biases(s)) for s in here),
         bad_words=_room_for_bad_words(here),
     )
+    batch = batch._replace(allowed=_masks(sequences, here))
     for row, sequence in enumerate(sequences):
         if sequence is not None:
             batch.count[row] = len(sequence.tokens)
@@ -143,6 +144,18 @@ def sampling_inputs(sequences: Listed[Sequence | None], here: Listed[Sequence], 
             if isinstance(batch.penalties, ListedPenalties):
                 _fill_penalties(batch.penalties, row, sequence)
     return batch
+
+
+def _masks(sequences: Listed[Sequence | None], here: Listed[Sequence]) -> np.ndarray | None:
+    """The tokens that each row may choose; None where no grammar says it."""
+    words = next((len(s.grammar.mask) for s in here if s.grammar is not None), 0)
+    if not words:
+        return None
+    masks = np.full((len(sequences), words), -1, np.int32)
+    for row, sequence in enumerate(sequences):
+        if sequence is not None and sequence.grammar is not None:
+            masks[row] = sequence.grammar.mask
+    return masks
 
 
 def _fill_filters(filters: SamplingFilters, row: int, sequence: Sequence) -> None:

@@ -223,6 +223,9 @@ class EngineLoop:
             if sequence.id not in self._samples:
                 continue  # cancelled
             sample, submission = self._samples[sequence.id]
+            if sequence.error is not None:
+                self._fail([sequence], sequence.error)
+                continue
             try:
                 if (found := sample.update()) is not None:
                     self._engine.scheduler.finish(sequence, "stop", found.stop, keep=found.keep)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxllm.config import ModelConfig
 from jaxllm.generation.detokenizer import Detokenizer
+from jaxllm.generation.grammar import GrammarMaker
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.encoding import bad_word_ids, check_ids
 from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
@@ -43,7 +44,7 @@ class Sample:
         sequence, text = self.sequence, self.text
         if text is None or text.stopped_by is not None:
             return None
-        hidden_end = sequence.finish_reason == "stop" and not sequence.params.include_stop_str_in_output
+        hidden_end = isinstance(sequence.stop_reason, int) and not sequence.params.include_stop_str_in_output
         while text.count < len(sequence.tokens) and text.stopped_by is None:
             if hidden_end and text.count == len(sequence.tokens) - 1:
                 text.count += 1  # the stop id itself is no text
@@ -118,6 +119,7 @@ class RequestMaker:
         self.path, self.config, self.max_model_len = path, config, max_model_len
         self.tokenizer, self.seed = tokenizer, seed
         self._requests = self._sequences = 0
+        self._grammar_maker: GrammarMaker | None = None
 
     def make(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
         """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow."""
@@ -134,6 +136,8 @@ class RequestMaker:
             seed = self.stream_seed(params, number, i)
             sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed, bad_words)
             sequence.prompt_logprobs = None if i else params.prompt_logprobs
+            if params.structured_outputs is not None:
+                sequence.grammar = self._grammars().make(params.structured_outputs)
             self._sequences += 1
             samples.append(Sample(sequence, self.tokenizer))
         return Request(number, prompt.text, ids, samples)
@@ -165,6 +169,13 @@ class RequestMaker:
                 "lower that"
             )
         return ids[-kept:]
+
+    def _grammars(self) -> GrammarMaker:
+        if self._grammar_maker is None:
+            if self.tokenizer is None:
+                raise RequestError(f"{self.path} has no tokenizer to follow structured_outputs with")
+            self._grammar_maker = GrammarMaker(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
+        return self._grammar_maker
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         if not params.bad_words:

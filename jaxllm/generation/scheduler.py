@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jaxllm.buckets import PAGE, TILE
 from jaxllm.execution.step_shapes import StepShapes
+from jaxllm.generation.grammar import Grammar, GrammarError
 from jaxllm.generation.pages import ROOT, PageTable
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
@@ -150,14 +151,14 @@ class Scheduler:
     def schedule_ahead(self, step: ScheduledStep, max_tokens: int) -> ScheduledStep | None:
         """What may be queued behind `step` while its results are not known yet: more prompts, or more tokens of the same rows.
 
-        None where it depends on them: on a place that frees, or on a stop string, which the host looks for.
+        None where it depends on them: on a place that frees, on a stop string, which the host looks for, or on a grammar.
         """
         self.release_finished()
         if step.prefill:
             chunks = self._chunks() if self._prefilled < PREFILL_BUDGET or not self.decoding else ()
             return self._prefill(chunks) if chunks else None
         rows = [s for s in step.decode if s.finish_reason is None]
-        if not rows or self.waiting or len(rows) < len(self.running) or any(s.params.stops for s in rows):
+        if not rows or self.waiting or len(rows) < len(self.running) or any(s.params.stops or s.grammar for s in rows):
             return None
         if self._rows_of(rows) != self._rows_of(step.decode):
             return None
@@ -173,8 +174,18 @@ class Scheduler:
             sequence.logprobs.append(choices)
         if token in sequence.stop_ids and len(sequence.tokens) > sequence.params.min_tokens:
             self.finish(sequence, "stop", token)
+        elif sequence.grammar is not None and self._ends(sequence, sequence.grammar, token):
+            self.finish(sequence, "stop")
         elif sequence.remaining <= 0:
             self.finish(sequence, "length")
+
+    def _ends(self, sequence: Sequence, grammar: Grammar, token: int) -> bool:
+        """Does a new token end the form that the sequence is held to, or break it?"""
+        try:
+            grammar.advance(token)
+        except GrammarError as error:
+            sequence.error = error
+        return grammar.ended
 
     def finish(self, sequence: Sequence, reason: str, stop_reason: int | str | None = None, keep: int | None = None) -> None:
         """End a sequence, with the first `keep` of its tokens. Its pages are free from the next step on."""
@@ -311,6 +322,8 @@ class Scheduler:
     def _decode(self, max_tokens: int) -> ScheduledStep:
         """A decode call for all that are ready, with pages for what it adds; who came last waits where they do not suffice."""
         while decoding := self.decoding:
+            if any(s.grammar for s in decoding):  # the host says what may follow each token
+                max_tokens = 1
             tokens = max_tokens if self.short_context is None else min(self._steps_left(s, max_tokens) for s in decoding)
             while tokens and not self._has_room(decoding, tokens):
                 tokens //= 2

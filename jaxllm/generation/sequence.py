@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jaxllm.generation.grammar import Grammar
 from jaxllm.generation.pages import HeldPages
 from jaxllm.requests.outputs import Logprob
 from jaxllm.requests.sampling_params import SamplingParams
@@ -16,7 +17,8 @@ class Sequence:
     Its pages, on data shard `shard`, hold the first `cached` of its tokens; the last token it generated is never in there. Where
     they had to be computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. `num_shared` tokens of
     the prompt were there before it came. No token that completes one of `bad_words` is generated. `prompt_logprobs` of the
-    likeliest tokens are reported at each token of the prompt but the first; None: nothing is.
+    likeliest tokens are reported at each token of the prompt but the first; None: nothing is. Its tokens follow `grammar`;
+    `error` is what has ended it, if that was one.
     """
 
     id: int
@@ -33,6 +35,8 @@ class Sequence:
     cached: int = 0
     num_recomputed: int = 0
     num_shared: int = 0
+    grammar: Grammar | None = None
+    error: Exception | None = None
     held: HeldPages | None = None
     shard: int = 0
     finish_reason: str | None = None
@@ -67,6 +71,8 @@ class Sequence:
         if not keep_tokens:
             self.tokens.clear()
             self.logprobs.clear()
+            if self.grammar is not None:
+                self.grammar.reset()
         self.cached, self.num_recomputed, self.held = 0, len(self.tokens), None
         if self.wants_prompt_logprobs:
             self.of_prompt.clear()

@@ -10,6 +10,7 @@ from typing import Any
 from jaxllm.buckets import MAX_LOGPROBS
 from jaxllm.requests import checks
 from jaxllm.requests.outputs import RequestError
+from jaxllm.requests.structured_outputs import StructuredOutputsParams, structured_outputs
 from jaxllm.requests.vllm_arguments import SAMPLING_ELSEWHERE
 
 LARGEST_PENALTY = 2  # of presence and frequency, as in OpenAI's API
@@ -46,6 +47,7 @@ class SamplingParams:
       logprobs: report the chosen token's log-probability and those of so many likeliest tokens (0 to 20), or of all (-1).
       prompt_logprobs: the same of the prompt's tokens (0 to 20), all of which are then computed, shared or not.
       skip_special_tokens: leave special tokens out of the text.
+      structured_outputs: the form that the answer is held to, `StructuredOutputsParams` or a dict of its names.
       truncate_prompt_tokens: keep the prompt's last so many tokens alone; -1: as many as the context holds beside max_tokens.
     """
 
@@ -71,6 +73,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __new__(cls, *args: object, **options: object) -> SamplingParams:
         if args:
@@ -189,4 +192,5 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "prompt_logprobs": checks.count,
     "skip_special_tokens": checks.flag,
     "truncate_prompt_tokens": checks.count,
+    "structured_outputs": structured_outputs,
 }

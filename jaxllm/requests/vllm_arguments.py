@@ -15,7 +15,7 @@ SAMPLING_ELSEWHERE = {
     "best_of": "ask for n samples with logprobs=0, and take the one of the largest cumulative_logprob",
     "detokenize": "a text is always made; token_ids are beside it",
     "early_stopping": "beam search is not offered: use n samples",
-    "guided_decoding": "outputs cannot be constrained yet: check the text, or score the choices with llm.score",
+    "guided_decoding": "use structured_outputs, which has the same names",
     "length_penalty": "beam search is not offered: use n samples",
     "logits_processors": "use logit_bias",
     "min_new_tokens": "use min_tokens",
@@ -24,7 +24,6 @@ SAMPLING_ELSEWHERE = {
     "num_return_sequences": "use n",
     "output_kind": "llm.stream gives pieces, llm.generate whole texts",
     "spaces_between_special_tokens": "special tokens are decoded as the tokenizer does: leave it out",
-    "structured_outputs": "outputs cannot be constrained yet: check the text, or score the choices with llm.score",
     "use_beam_search": "beam search is not offered: use n samples",
 }
 
@@ -46,7 +45,7 @@ LLM_ELSEWHERE = {
     "enable_lora": _NO_ADAPTERS,
     "enforce_eager": _COMPILED,
     "gpu_memory_utilization": _PLANNED,
-    "guided_decoding_backend": "outputs cannot be constrained yet: leave it out",
+    "guided_decoding_backend": "llguidance is the only one: leave it out",
     "hf_token": "log in with `hf auth login`, or set HF_TOKEN",
     "kv_cache_dtype": "the cache has the model's dtype: leave it out",
     "kv_cache_memory_bytes": _PLANNED,

@@ -34,7 +34,6 @@ REFUSED = {
     "function_call": "it is OpenAI's old name of tool_choice, and tools are not understood yet",
     "functions": "it is OpenAI's old name of tools, and these are not understood yet",
     "prediction": "it is not understood: leave it out",
-    "structured_outputs": "it is not understood yet: leave it out",
     "suffix": "the model continues a text and fills no gap: leave it out",
     "tool_choice": "tools are not understood yet: leave it out",
     "tools": "they are not understood yet: leave them out",
@@ -62,6 +61,7 @@ SAMPLING = (
     "skip_special_tokens",
     "truncate_prompt_tokens",
     "prompt_logprobs",
+    "structured_outputs",
 )
 
 
@@ -89,12 +89,30 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema and its name."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(BaseModel):
     """The form that an answer is to have."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def wanted(self) -> dict[str, Any] | None:
+        """What SamplingParams call it; None for a text."""
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise ApiError(400, "response_format: json_schema is missing: give a name and a schema", param="response_format")
+            return {"json": self.json_schema.schema_}
+        return {"json_object": True} if self.type == "json_object" else None
 
 
 class Sampled(Body):
@@ -124,16 +142,21 @@ class Sampled(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: dict[str, Any] | None = None
     request_id: str | None = None
     return_token_ids: bool | None = None
 
     def params(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Sampling as this request and, where it is silent, `defaults` say. Raises RequestError or ApiError."""
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ApiError(400, f"response_format: {self.response_format.type} is not understood yet", param="response_format")
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options are of a stream: set stream", param="stream_options")
         given = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        if self.response_format is not None and (form := self.response_format.wanted()) is not None:
+            if self.structured_outputs is not None:
+                raise ApiError(
+                    400, "response_format and structured_outputs both say a form: leave one out", param="response_format"
+                )
+            given["structured_outputs"] = form
         if self.logit_bias:
             given["logit_bias"] = {_token(name): bias for name, bias in self.logit_bias.items()}
         return SamplingParams(**{**defaults, "max_tokens": max_tokens, **given, "logprobs": logprobs})
