@@ -1,4 +1,4 @@
-"""`jaxllm generate | chat | demo | score | convert | inspect | verify | plan | warmup | cache | families`, from a shell.
+"""`jaxllm COMMAND`, from a shell: `jaxllm --help` lists the commands.
 
 Little is imported before Ctrl-C is taken care of, and of jax nothing before a command runs.
 """
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     from jaxllm.commands import families as families_command
     from jaxllm.commands import generate as generate_command
     from jaxllm.commands import plan as plan_command
+    from jaxllm.commands import run_batch as run_batch_command
     from jaxllm.commands import score as score_command
     from jaxllm.commands import serve as serve_command
     from jaxllm.commands import warmup as warmup_command
@@ -107,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
         demo_command,
         score_command,
         serve_command,
+        run_batch_command,
         checkpoint_commands,
         plan_command,
         cache_command,

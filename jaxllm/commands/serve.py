@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, load
@@ -44,11 +46,24 @@ def add(commands: Any) -> None:
     serve.set_defaults(run=run_serve)
 
 
+def needs_serving(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that says what to install where a package is missing."""
+
+    @wraps(run)
+    def checked(args: argparse.Namespace) -> int:
+        try:
+            import jaxllm.serving.app  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"this command needs {error.name}: {INSTALL}") from error
+        return run(args)
+
+    return checked
+
+
+@needs_serving
 def run_serve(args: argparse.Namespace) -> int:
-    try:
-        from jaxllm.serving.run import listen, serve
-    except ImportError as error:
-        raise ValueError(f"`jaxllm serve` needs {error.name}: {INSTALL}") from error
+    from jaxllm.serving.run import listen, serve
+
     settings = settings_of(args)
     with listen(args.host, args.port, args.uds) as socket:
         where = f"unix:{args.uds}" if args.uds else "http://{}:{}".format(*socket.getsockname()[:2])
