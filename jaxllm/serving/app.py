@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from jaxllm import __version__
 from jaxllm.execution.steps import MAX_STEPS
+from jaxllm.generation.grammar import GrammarError
 from jaxllm.generation.loop import STREAM_STEPS
 from jaxllm.generation.request import Request as Generated
 from jaxllm.requests.outputs import RequestError
@@ -22,7 +23,7 @@ from jaxllm.requests.prompts import ParsedPrompt, parse_prompts
 from jaxllm.requests.sampling_params import SamplingParams
 from jaxllm.serving.access import Access
 from jaxllm.serving.answers import DONE, Chat, Completion, Form, event
-from jaxllm.serving.errors import ApiError, misshapen, refused
+from jaxllm.serving.errors import ApiError, failed, misshapen, refused
 from jaxllm.serving.generation import deltas, in_thread, now, unless_gone
 from jaxllm.serving.protocol import (
     Body,
@@ -58,7 +59,8 @@ def make_app(server: Server) -> FastAPI:
     app.add_exception_handler(RequestError, lambda _, error: _answer(refused(error)))
     app.add_exception_handler(RequestValidationError, lambda _, error: _answer(misshapen(error.errors())))
     app.add_exception_handler(HTTPException, lambda _, error: _answer(ApiError(error.status_code, error.detail)))
-    app.add_exception_handler(Exception, lambda _, error: _answer(ApiError(500, "the server made a mistake; its log says more")))
+    app.add_exception_handler(GrammarError, lambda _, error: _answer(failed(error)))
+    app.add_exception_handler(Exception, lambda _, error: _answer(failed(error)))
     return app
 
 
@@ -115,9 +117,8 @@ async def completions(server: Served, body: CompletionRequest, request: Request)
     if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
         params.prompt_logprobs = body.logprobs
     requests = await in_thread(lambda: server.llm.make_requests(prompts, [params] * len(prompts)))
-    return await _run(
-        server, body, request, requests, params, Completion(*_of(server, body, requests), body.logprobs, echo=body.echo)
-    )
+    _check_room(server, requests, body.max_tokens if "max_tokens" in body.model_fields_set else None)
+    return await _run(server, body, request, Completion(server.name_of(body), requests, body.logprobs, echo=body.echo))
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -131,7 +132,8 @@ async def chat_completions(server: Served, body: ChatRequest, request: Request) 
     defaults = server.llm.generation_defaults
     params = body.params(defaults, defaults.get("max_tokens") if length is None else length, top)
     requests = await in_thread(lambda: _chat_requests(server, body, params))
-    return await _run(server, body, request, requests, params, Chat(*_of(server, body, requests), top))
+    _check_room(server, requests, length)
+    return await _run(server, body, request, Chat(server.name_of(body), requests, top))
 
 
 def _chat_requests(server: Server, body: ChatRequest, params: SamplingParams) -> list[Generated]:
@@ -152,35 +154,28 @@ def _chat_requests(server: Server, body: ChatRequest, params: SamplingParams) ->
     return server.llm.make_requests([ParsedPrompt(None, ids)], [params])
 
 
-def _of(server: Server, body: Sampled, requests: list[Generated]) -> tuple[str, list[Generated]]:
-    return body.model or server.settings.names[0], requests
-
-
-async def _run(
-    server: Server, body: Sampled, request: Request, requests: list[Generated], params: SamplingParams, form: Form
-) -> Response:
+async def _run(server: Server, body: Sampled, request: Request, form: Form) -> Response:
     """Answer at once, or in a stream."""
     headers = _ignored(body)
-    _check_room(server, requests, params)
     form.return_token_ids = bool(body.return_token_ids)
     if body.request_id is not None:
         form.id = f"{form.prefix}-{body.request_id}"
     admission = ExitStack()
-    admission.enter_context(server.admit(sum(len(one.samples) for one in requests)))
+    admission.enter_context(server.admit(len(form.requests) * form.samples))
     if body.stream:
-        return EventStream(_events(server, body, requests, form, admission), headers)
+        return EventStream(_events(server, form, body.wants_usage), admission, headers)
     with admission:
-        ended = await unless_gone(request.receive, _until_ended(server, requests))
+        ended = await unless_gone(request.receive, _until_ended(server, form.requests))
     return JSONResponse(form.whole() if ended else None, headers=headers)
 
 
-def _check_room(server: Server, requests: list[Generated], params: SamplingParams) -> None:
-    """Raises ApiError where an answer of `max_tokens` may not find room: it would be cut without a word."""
+def _check_room(server: Server, requests: list[Generated], asked: int | None) -> None:
+    """Raises ApiError where an answer of so many tokens may not find room: it would be cut without a word."""
     limit, longest = server.llm.plan.max_model_len, max(len(one.ids) for one in requests)
-    if params.max_tokens is not None and longest + params.max_tokens > limit:
+    if asked is not None and longest + asked > limit:
         raise ApiError(
             400,
-            f"max_tokens={params.max_tokens}: the prompt has {longest} tokens and the context holds {limit} with the answer: ask "
+            f"max_tokens={asked}: the prompt has {longest} tokens and the context holds {limit} with the answer: ask "
             f"for {limit - longest} at most",
             param="max_tokens",
             code="context_length_exceeded",
@@ -195,23 +190,21 @@ async def _until_ended(server: Server, requests: list[Generated]) -> bool:
     return True
 
 
-async def _events(
-    server: Server, body: Sampled, requests: list[Generated], form: Form, admission: ExitStack
-) -> AsyncGenerator[bytes]:
-    watch = server.metrics.watch(requests)
-    with admission:
-        try:
-            for one in form.first():
-                yield one
-            async with aclosing(deltas(server.llm, requests, STREAM_STEPS)) as news:
-                async for found in news:
-                    watch.see(found)
-                    yield b"".join(form.chunk(found))
-            if body.wants_usage:
-                yield form.last()
-        except Exception as error:  # the status is sent already
-            yield event(ApiError(500, f"the answer ended with an error: {error}").body)
-        yield DONE
+async def _events(server: Server, form: Form, wants_usage: bool) -> AsyncGenerator[bytes]:
+    watch = server.metrics.watch(form.requests)
+    try:
+        for one in form.first():
+            yield one
+        async with aclosing(deltas(server.llm, form.requests, STREAM_STEPS)) as news:
+            async for found in news:
+                watch.see(found)
+                yield b"".join(form.chunk(found))
+        if wants_usage:
+            yield form.last()
+    except Exception as error:  # the status is sent already
+        _LOG.exception("an answer ended with an error")
+        yield event(failed(error).body)
+    yield DONE
 
 
 def _ignored(body: Body) -> dict[str, str]:
@@ -223,18 +216,19 @@ def _ignored(body: Body) -> dict[str, str]:
 
 
 class EventStream(Response):
-    """Server-sent events as they come; when the client goes away, they end."""
+    """Server-sent events as they come; when the client goes away, they end, and what they were admitted to with them."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], headers: dict[str, str]):
+    def __init__(self, events: AsyncGenerator[bytes], admission: ExitStack, headers: dict[str, str]):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._admission = events, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await unless_gone(receive, self._send(send))
+        with self._admission:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await unless_gone(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events):

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from jaxllm.generation.grammar import GrammarError
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.sampling_params import SamplingParams
 
@@ -56,6 +57,13 @@ def refused(error: RequestError) -> ApiError:
     said = str(error)
     first = re.match(r"\w+", said)
     return ApiError(400, said, param=first[0] if first and first[0] in FIELDS else None)
+
+
+def failed(error: Exception) -> ApiError:
+    """What has ended an answer on its way: a form that cannot be followed is the request's, anything else is ours to mend."""
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param="structured_outputs")
+    return ApiError(500, "the server made a mistake; its log says more")
 
 
 def misshapen(problems: Sequence[Any]) -> ApiError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from jaxllm.generation.request import Request
-from jaxllm.generation.scheduler import Scheduler, Statistics
 from jaxllm.serving.generation import Delta
 
 if TYPE_CHECKING:
@@ -43,47 +44,57 @@ SECONDS = (
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
+class OfEngine(Collector):
+    """What the engine itself counts, as it stands when it is asked."""
+
+    def __init__(self, server: Server):
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        scheduler = self._server.scheduler
+        if scheduler is None:
+            return
+        for name, what, value in (
+            ("num_requests_running", "Sequences that run.", len(scheduler.running)),
+            ("num_requests_waiting", "Sequences that wait for room.", len(scheduler.waiting)),
+            ("kv_cache_usage_perc", "The part of the cache's pages that are held, from 0 to 1.", scheduler.pages_held),
+        ):
+            yield GaugeMetricFamily(f"jaxllm:{name}", what, value)
+        so_far = scheduler.statistics
+        for name, what, value in (
+            ("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.", so_far.prompt_tokens),
+            ("prefix_cache_hits", "Of these, the tokens that were found.", so_far.shared_tokens),
+            ("num_preemptions", "How often a sequence gave its pages back.", so_far.preempted),
+        ):
+            yield CounterMetricFamily(f"jaxllm:{name}", what, value)
+
+
 class Metrics:
     """The metrics of one server."""
 
     def __init__(self, server: Server):
-        self._server = server
         self.registry = CollectorRegistry()
-        self._gauge("num_requests_running", "Sequences that run.", lambda s: len(s.running))
-        self._gauge("num_requests_waiting", "Sequences that wait for room.", lambda s: len(s.waiting))
-        self._gauge("kv_cache_usage_perc", "The part of the cache's pages that are held, from 0 to 1.", lambda s: s.pages_held)
-        self._statistic("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.", lambda s: s.prompt_tokens)
-        self._statistic("prefix_cache_hits", "Of these, the tokens that were found.", lambda s: s.shared_tokens)
-        self._statistic("num_preemptions", "How often a sequence gave its pages back.", lambda s: s.preempted)
+        self.registry.register(OfEngine(server))
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
         self.successes = self._counter("request_success", "Samples by how they ended.", ("finished_reason",))
-        self.first_token = self._seconds("time_to_first_token_seconds", "From a request to its first token.")
-        self.between_tokens = self._seconds("inter_token_latency_seconds", "Between two tokens of a sample, of one step's alike.")
-        self.whole = self._seconds("e2e_request_latency_seconds", "From a request to its end.")
-        self.prompt_lengths = Histogram(
-            "jaxllm:request_prompt_tokens", "Tokens of a prompt.", buckets=TOKENS, registry=self.registry
+        self.first_token = self._histogram("time_to_first_token_seconds", "From a request to its first token.", SECONDS)
+        self.between_tokens = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of a sample, of one step's alike.", SECONDS
         )
-        self.answer_lengths = Histogram(
-            "jaxllm:request_generation_tokens", "Tokens of a sample.", buckets=TOKENS, registry=self.registry
-        )
+        self.whole = self._histogram("e2e_request_latency_seconds", "From a request to its end.", SECONDS)
+        self.prompt_lengths = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
+        self.answer_lengths = self._histogram("request_generation_tokens", "Tokens of a sample.", TOKENS)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, what: str, of: Callable[[Scheduler], float]) -> None:
-        gauge = Gauge(f"jaxllm:{name}", what, registry=self.registry)
-        gauge.set_function(lambda: of(self._server.llm.engine.scheduler) if self._server.ready else 0.0)
-
-    def _statistic(self, name: str, what: str, of: Callable[[Statistics], float]) -> None:
-        self._gauge(name, what, lambda scheduler: of(scheduler.statistics))
-
     def _counter(self, name: str, what: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(f"jaxllm:{name}", what, labels, registry=self.registry)
 
-    def _seconds(self, name: str, what: str) -> Histogram:
-        return Histogram(f"jaxllm:{name}", what, buckets=SECONDS, registry=self.registry)
+    def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"jaxllm:{name}", what, buckets=buckets, registry=self.registry)
 
     def watch(self, requests: Sequence[Request]) -> Watch:
         """What looks on while requests are answered."""

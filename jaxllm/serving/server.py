@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxllm.generation.scheduler import Scheduler
 from jaxllm.llm import LLM
 from jaxllm.serving.errors import ApiError
 from jaxllm.serving.generation import now
 from jaxllm.serving.metrics import Metrics
+from jaxllm.serving.protocol import Sampled
 
 STUCK_SECONDS = 300.0  # in which a step ends, the compilation of a large model's programs included
 RETRY_SECONDS = 1
@@ -47,6 +49,7 @@ class Server:
         self.settings = settings
         self._make = make
         self._llm: LLM | None = None
+        self.scheduler: Scheduler | None = None
         self.failure: BaseException | None = None
         self.metrics = Metrics(self)
         self.started = now()
@@ -57,7 +60,9 @@ class Server:
     def load(self) -> None:
         """Make the LLM; what goes wrong is kept in `failure`."""
         try:
-            self._llm = self._make()
+            llm = self._make()
+            self.scheduler = llm.engine.scheduler
+            self._llm = llm
         except BaseException as error:
             self.failure = error
 
@@ -69,10 +74,6 @@ class Server:
             done()
 
         threading.Thread(target=work, name="jaxllm-load", daemon=True).start()
-
-    @property
-    def ready(self) -> bool:
-        return self._llm is not None
 
     @property
     def llm(self) -> LLM:
@@ -90,6 +91,10 @@ class Server:
         if name is not None and name not in self.settings.names:
             known = ", ".join(self.settings.names)
             raise ApiError(404, f"there is no model {name!r}: this server has {known}", param="model", code="model_not_found")
+
+    def name_of(self, body: Sampled) -> str:
+        """What the answer calls the model."""
+        return body.model or self.settings.names[0]
 
     @contextmanager
     def admit(self, samples: int) -> Iterator[None]:

@@ -142,12 +142,17 @@ def test_about_the_server(http: httpx.Client, client: openai.OpenAI) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/version").json()["version"]
     said = http.get("/metrics").text
-    assert "jaxllm:num_requests_running 0.0" in said and 'jaxllm:request_success_total{finished_reason="length"}' in said
+    assert (
+        "jaxllm:num_requests_running 0.0" in said
+        and "jaxllm:prefix_cache_queries_total " in said
+        and 'jaxllm:request_success_total{finished_reason="length"}' in said
+    )
 
 
 REFUSALS: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("completions", {"prompt": "a", "model": "nope"}, 404, "model", "there is no model 'nope': this server has tiny, other"),
     ("completions", {"prompt": "a", "temperature": -1.0}, 400, "temperature", "temperature=-1.0: a finite number from 0 up"),
+    ("completions", {"prompt": "a" * 256}, 400, None, "the prompt has 256 tokens"),
     ("completions", {"prompt": "a", "max_tokens": 256}, 400, "max_tokens", "ask for 255 at most"),
     ("completions", {"prompt": "a" * 300}, 400, None, "the prompt has 300 tokens and the context holds 256"),
     ("completions", {"prompt": "a", "max_tokens": "5"}, 422, "max_tokens", "it should be a valid integer"),
@@ -240,7 +245,23 @@ def test_an_error_within_one_request_leaves_the_others(llm: LLM, http: httpx.Cli
     assert found["az"].json()["error"]["type"] == "server_error" and "poisoned" not in found["az"].text
     with http.stream("POST", "/v1/completions", json={"prompt": "az", "stream": True}) as answer:
         lines = [line for line in answer.iter_lines() if line]
-    assert json.loads(lines[0].removeprefix("data: "))["error"]["type"] == "server_error" and lines[-1] == "data: [DONE]"
+    assert "poisoned" not in lines[0] and lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+def test_an_answer_may_have_a_form(http: httpx.Client) -> None:
+    """Streamed too; a schema that cannot be followed is refused before anything runs."""
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": MESSAGES, "max_tokens": 100, "seed": 1, "response_format": form}
+    text = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert json.loads(text)["a"] in (1, 2)
+    with http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+    assert "".join(one["choices"][0]["delta"].get("content", "") for one in events) == text
+    form["json_schema"]["schema"] = {"type": "objekt"}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "structured_outputs"
 
 
 def test_a_key_is_asked_for(llm: LLM) -> None:
