@@ -193,6 +193,8 @@ class LLM:
     @property
     def engine(self) -> Engine:
         """What generates."""
+        if self._engine is not None:  # without the lock, under which others may encode for long
+            return self._engine
         with self._lock:
             if self._engine is None:
                 self._engine = Engine(

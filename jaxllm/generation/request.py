@@ -130,14 +130,14 @@ class RequestMaker:
         bad_words = self._bad_words(params)
         _check_that_some_are_allowed(params, stop_ids, bad_words)
         room = self.max_model_len - len(ids)
+        grammar = None if params.structured_outputs is None else self._grammars().make(params.structured_outputs)
         number, self._requests = self._requests, self._requests + 1
         samples = []
         for i in range(params.n):
             seed = self.stream_seed(params, number, i)
             sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed, bad_words)
             sequence.prompt_logprobs = None if i else params.prompt_logprobs
-            if params.structured_outputs is not None:
-                sequence.grammar = self._grammars().make(params.structured_outputs)
+            sequence.grammar = grammar and grammar.copy()
             self._sequences += 1
             samples.append(Sample(sequence, self.tokenizer))
         return Request(number, prompt.text, ids, samples)
