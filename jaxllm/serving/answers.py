@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from jaxllm.generation.request import Request
 from jaxllm.requests.outputs import Logprob
 from jaxllm.serving.generation import Delta, now
+from jaxllm.serving.messages import MessageReader, Part
 
 LOWEST = -9999.0  # what OpenAI gives in place of minus infinity, which JSON does not have
 DONE = b"data: [DONE]\n\n"
@@ -79,6 +80,10 @@ class Form:
         """What a choice of a chunk has beside its index and its end."""
         raise NotImplementedError
 
+    def reason(self, delta: Delta) -> str | None:
+        """Why a sample has ended; asked after its piece was made."""
+        return delta.finish_reason
+
     def first(self) -> Iterator[bytes]:
         """Events before the first text."""
         return iter(())
@@ -87,7 +92,7 @@ class Form:
         """An event for each sample that gained something."""
         for delta in deltas:
             self.generated += len(delta.token_ids)
-            choice = {"index": self.place(delta), **self.piece(delta), "finish_reason": delta.finish_reason}
+            choice = {"index": self.place(delta), **self.piece(delta), "finish_reason": self.reason(delta)}
             if delta.finish_reason is not None:
                 choice["stop_reason"] = delta.stop_reason
             if self.return_token_ids:
@@ -107,7 +112,7 @@ class Form:
                 everything = Delta(
                     r, output.index, output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason
                 )
-                choice = {"index": self.place(everything), **self.all(everything), "finish_reason": output.finish_reason}
+                choice = {"index": self.place(everything), **self.all(everything), "finish_reason": self.reason(everything)}
                 choice["stop_reason"] = output.stop_reason
                 if self.return_token_ids:
                     choice |= {"token_ids": output.token_ids, "prompt_token_ids": request.ids}
@@ -175,12 +180,45 @@ class Chat(Form):
             choice = {"index": place, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
 
+    def __init__(self, *args: Any, readers: Sequence[MessageReader] = (), **options: Any):
+        """`readers`: of each sample, where its text is more than what is said."""
+        super().__init__(*args, **options)
+        self._readers = readers
+
     def piece(self, delta: Delta) -> dict[str, Any]:
-        return {"delta": {"content": delta.text} if delta.text else {}, "logprobs": self._logprobs(delta)}
+        return {"delta": self._message(delta), "logprobs": self._logprobs(delta)}
 
     def all(self, delta: Delta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        message = self._message(delta)
+        for call in message.get("tool_calls", []):
+            del call["index"]
+        content = message.get("content")
+        if content is None and "tool_calls" not in message:
+            content = ""
+        message = {"role": "assistant", "content": content, "refusal": None} | {
+            k: v for k, v in message.items() if k != "content"
+        }
         return {"message": message, "logprobs": self._logprobs(delta)}
+
+    def reason(self, delta: Delta) -> str | None:
+        """A stop after calls is OpenAI's "tool_calls"."""
+        called = bool(self._readers) and self._readers[self.place(delta)].calls > 0
+        return "tool_calls" if called and delta.finish_reason == "stop" else delta.finish_reason
+
+    def _message(self, delta: Delta) -> dict[str, Any]:
+        """What was said, thought and called, of what was said nothing where that is nothing."""
+        if not self._readers:
+            return {"content": delta.text} if delta.text else {}
+        reader = self._readers[self.place(delta)]
+        before = reader.calls
+        parts = reader.read(delta.text, delta.finish_reason is not None)
+        found: dict[str, Any] = {}
+        for name, kind in (("content", "content"), ("reasoning_content", "thought")):
+            if text := "".join(part.text for part in parts if part.kind == kind):
+                found[name] = text
+        if calls := [part for part in parts if part.kind == "call"]:
+            found["tool_calls"] = [_call(before + i, part) for i, part in enumerate(calls)]
+        return found
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if delta.logprobs is None:
@@ -190,6 +228,11 @@ class Chat(Form):
             chosen, likeliest = _chosen_first(token, choices, self.top or 0)
             content.append(_token(chosen) | {"top_logprobs": [_token(one) for one in likeliest]})
         return {"content": content, "refusal": None}
+
+
+def _call(index: int, part: Part) -> dict[str, Any]:
+    function = {"name": part.name, "arguments": part.text}
+    return {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
 def _token(one: Logprob) -> dict[str, Any]:

@@ -21,15 +21,18 @@ from jaxllm.generation.request import Request as Generated
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.prompts import ParsedPrompt, parse_prompts
 from jaxllm.requests.sampling_params import SamplingParams
+from jaxllm.requests.structured_outputs import StructuredOutputsParams
 from jaxllm.serving.access import Access
 from jaxllm.serving.answers import DONE, Chat, Completion, Form, event
 from jaxllm.serving.errors import ApiError, failed, misshapen, refused
 from jaxllm.serving.generation import deltas, in_thread, now, unless_gone
+from jaxllm.serving.messages import MessageReader, forced_call, is_common_form, response_template
 from jaxllm.serving.protocol import (
     Body,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    NamedTool,
     Sampled,
     ScoreBody,
     TokenizeRequest,
@@ -131,9 +134,35 @@ async def chat_completions(server: Served, body: ChatRequest, request: Request) 
     length = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     defaults = server.llm.generation_defaults
     params = body.params(defaults, defaults.get("max_tokens") if length is None else length, top)
+    template = response_template(server.llm.get_tokenizer())
+    if template is not None and body.skip_special_tokens is None:
+        params.skip_special_tokens = False  # some templates know calls and thoughts by them
+    if body.tool_wanted:
+        _force_a_call(body, params, template)
     requests = await in_thread(lambda: _chat_requests(server, body, params))
     _check_room(server, requests, length)
-    return await _run(server, body, request, Chat(server.name_of(body), requests, top))
+    readers = [] if template is None else await in_thread(lambda: _readers(server, body, template, requests[0]))
+    return await _run(server, body, request, Chat(server.name_of(body), requests, top, readers=readers))
+
+
+def _force_a_call(body: ChatRequest, params: SamplingParams, template: dict[str, Any] | None) -> None:
+    """Hold the answer to calls of tools. Raises ApiError where it is not known how this model writes them."""
+    if params.structured_outputs is not None:
+        raise ApiError(
+            400, "tool_choice asks for a call, and response_format for another form: leave one out", param="tool_choice"
+        )
+    if not is_common_form(template):
+        raise ApiError(
+            400, "tool_choice: this model's calls cannot be forced; leave it to the model with auto", param="tool_choice"
+        )
+    name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+    several = name is None and body.parallel_tool_calls is not False
+    params.structured_outputs = StructuredOutputsParams(grammar=forced_call(body.tools_offered, name, several))
+
+
+def _readers(server: Server, body: ChatRequest, template: dict[str, Any], request: Generated) -> list[MessageReader]:
+    prompt = server.llm.get_tokenizer().decode(request.ids)
+    return [MessageReader(template, prompt, body.tools_offered) for _ in request.samples]
 
 
 def _chat_requests(server: Server, body: ChatRequest, params: SamplingParams) -> list[Generated]:
@@ -150,6 +179,7 @@ def _chat_requests(server: Server, body: ChatRequest, params: SamplingParams) ->
         chat_template_kwargs=values,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
+        tools=body.tools_offered or None,
     )
     return server.llm.make_requests([ParsedPrompt(None, ids)], [params])
 

@@ -31,12 +31,12 @@ IGNORED = frozenset(
 REFUSED = {
     "audio": "the answer is text: leave it out",
     "best_of": "use n, and choose among the answers",
-    "function_call": "it is OpenAI's old name of tool_choice, and tools are not understood yet",
-    "functions": "it is OpenAI's old name of tools, and these are not understood yet",
+    "function_call": "it is OpenAI's old name of tool_choice: use that",
+    "functions": "it is OpenAI's old name of tools: use that",
     "prediction": "it is not understood: leave it out",
     "suffix": "the model continues a text and fills no gap: leave it out",
-    "tool_choice": "tools are not understood yet: leave it out",
-    "tools": "they are not understood yet: leave them out",
+    "tool_choice": "tools are for /v1/chat/completions",
+    "tools": "tools are for /v1/chat/completions",
     "use_beam_search": "beam search is not done: leave it out",
     "web_search_options": "the server searches nothing: leave it out",
 }
@@ -181,6 +181,42 @@ class CompletionRequest(Sampled):
     echo: bool = False
 
 
+class Function(BaseModel):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A tool of a request."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """The name of a function."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    """The tool that is to be called."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
@@ -189,11 +225,26 @@ class ChatRequest(Sampled):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+
+    @property
+    def tools_offered(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates take them."""
+        if not self.tools and self.tool_choice not in (None, "none", "auto"):
+            raise ApiError(400, "tool_choice asks for a call, and there are no tools", param="tool_choice")
+        return [] if self.tool_choice == "none" else [tool.model_dump(exclude_unset=True) for tool in self.tools or []]
+
+    @property
+    def tool_wanted(self) -> bool:
+        """Must the model call one?"""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
 
 class TokenizeRequest(Body):

@@ -160,6 +160,7 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("completions", {"prompt": {}}, 422, "prompt", "it should be a valid string, or should be a valid list"),
     ("completions", {}, 422, "prompt", "prompt: it Field required"),
     ("completions", {"prompt": "a", "suffix": "b"}, 400, "suffix", "the model continues a text and fills no gap"),
+    ("completions", {"prompt": "a", "tools": [{}]}, 400, "tools", "tools are for /v1/chat/completions"),
     ("completions", {"prompt": "a", "stream_options": {}}, 400, "stream_options", "set stream"),
     ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias", "'x' is no token id"),
     ("chat/completions", {"messages": []}, 422, "messages", "at least 1 item"),
