@@ -4,6 +4,8 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 # jax reads its environment when it is imported. The laws are held on CPU devices, whatever else the machine has; set
 # JAX_PLATFORMS yourself to run them elsewhere.
@@ -38,6 +40,15 @@ def optimised(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
         options = steps.compiler_options
         monkeypatch.setattr(steps, "compiler_options", lambda layout: options(layout) | {"xla_backend_optimization_level": 3})
+
+
+@pytest.fixture(scope="module")
+def client(http: Any) -> Iterator[Any]:
+    """OpenAI's own client of the server that a module's tests ask, their `http`."""
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client:
+        yield client
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,7 +96,7 @@ def load(args: argparse.Namespace, **options: Any) -> LLM:
             dtype=args.dtype,
             max_model_len=args.max_model_len,
             progress=Progress(args.terminal.say, args.terminal.loaded),
-            **given(args, "revision", "hf_overrides", "tokenizer"),
+            **given(args, "revision", "hf_overrides", "tokenizer", "max_num_seqs"),
             **options,
         )
 

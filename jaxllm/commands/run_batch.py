@@ -41,7 +41,7 @@ def run_run_batch(args: argparse.Namespace) -> int:
     lines = read_batch(args.input_file)
     answers = Answers(args.output_file, lines)
     names = args.served_model_name or list(dict.fromkeys([args.model, *(str(line.body.get("model")) for line in lines)]))
-    server = Server(Settings(names, max_waiting=1 << 30), lambda: load(args, max_num_seqs=args.max_num_seqs))
+    server = Server(Settings(names, max_waiting=1 << 30), lambda: load(args))
     refused = 0
     try:
         if len(answers.done) < len(lines):

@@ -70,7 +70,7 @@ def run_serve(args: argparse.Namespace) -> int:
         print(f"listening on {where}, loading {settings.names[0]}", flush=True)
         if not settings.api_keys and not args.uds and args.host not in LOCAL:
             print(f"anyone who reaches {args.host} can use it: --api-key asks for a key", file=sys.stderr, flush=True)
-        return serve(socket, settings, lambda: load(args, max_num_seqs=args.max_num_seqs), args.shutdown_timeout)
+        return serve(socket, settings, lambda: load(args), args.shutdown_timeout)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

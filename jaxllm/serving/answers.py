@@ -22,18 +22,6 @@ def event(value: Any) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
-def usage(requests: Sequence[Request], generated: int) -> dict[str, Any]:
-    """Tokens of all prompts, of which some were there already, and of the answers."""
-    prompt = sum(len(request.ids) for request in requests)
-    cached = sum(request.samples[0].sequence.num_shared for request in requests)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
 def _number(logprob: float) -> float:
     return max(logprob, LOWEST)
 
@@ -51,17 +39,14 @@ class Form:
       prefix: of the answer's id.
       kind: what OpenAI calls the object.
       top: likeliest tokens to report; None: no log-probabilities.
-      return_token_ids: report token ids too.
     """
 
     prefix, kind, chunk_kind = "", "", ""
 
-    def __init__(
-        self, model: str, requests: list[Request], top: int | None, return_token_ids: bool = False, request_id: str | None = None
-    ):
+    def __init__(self, model: str, requests: list[Request], top: int | None):
         self.model, self.requests, self.top = model, requests, top
-        self.return_token_ids = return_token_ids
-        self.id = f"{self.prefix}-{request_id or uuid.uuid4().hex}"
+        self.return_token_ids = False
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.created = now()
         self.samples = len(requests[0].samples)
         self.generated = 0
@@ -74,7 +59,15 @@ class Form:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def usage(self) -> dict[str, Any]:
-        return usage(self.requests, self.generated)
+        """Tokens of all prompts, of which some were there already, and of the answers."""
+        prompt = sum(len(request.ids) for request in self.requests)
+        cached = sum(request.samples[0].sequence.num_shared for request in self.requests)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": prompt + self.generated,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         """What a choice of a chunk has beside its index and its end."""

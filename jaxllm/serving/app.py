@@ -18,6 +18,7 @@ from jaxllm.execution.steps import MAX_STEPS
 from jaxllm.generation.grammar import GrammarError
 from jaxllm.generation.loop import STREAM_STEPS
 from jaxllm.generation.request import Request as Generated
+from jaxllm.requests.encoding import check_ids
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.prompts import ParsedPrompt, parse_prompts
 from jaxllm.requests.sampling_params import SamplingParams
@@ -25,7 +26,7 @@ from jaxllm.requests.structured_outputs import StructuredOutputsParams
 from jaxllm.serving.access import Access
 from jaxllm.serving.answers import DONE, Chat, Completion, Form, event
 from jaxllm.serving.errors import ApiError, failed, misshapen, refused
-from jaxllm.serving.generation import deltas, in_thread, now, unless_gone
+from jaxllm.serving.generation import Delta, deltas, in_thread, now, unless_gone
 from jaxllm.serving.messages import MessageReader, forced_call, is_common_form, response_template
 from jaxllm.serving.protocol import (
     Body,
@@ -212,22 +213,28 @@ def _check_room(server: Server, requests: list[Generated], asked: int | None) ->
         )
 
 
-async def _until_ended(server: Server, requests: list[Generated]) -> bool:
+async def _news(server: Server, requests: list[Generated], steps: int) -> AsyncGenerator[list[Delta]]:
+    """What requests gain, as the metrics see it too."""
     watch = server.metrics.watch(requests)
-    async with aclosing(deltas(server.llm, requests, MAX_STEPS)) as news:
+    async with aclosing(deltas(server.llm, requests, steps)) as news:
         async for found in news:
             watch.see(found)
+            yield found
+
+
+async def _until_ended(server: Server, requests: list[Generated]) -> bool:
+    async with aclosing(_news(server, requests, MAX_STEPS)) as news:
+        async for _ in news:
+            pass
     return True
 
 
 async def _events(server: Server, form: Form, wants_usage: bool) -> AsyncGenerator[bytes]:
-    watch = server.metrics.watch(form.requests)
     try:
         for one in form.first():
             yield one
-        async with aclosing(deltas(server.llm, form.requests, STREAM_STEPS)) as news:
+        async with aclosing(_news(server, form.requests, STREAM_STEPS)) as news:
             async for found in news:
-                watch.see(found)
                 yield b"".join(form.chunk(found))
         if wants_usage:
             yield form.last()
@@ -297,9 +304,7 @@ async def tokenize(server: Served, body: TokenizeRequest) -> dict[str, Any]:
 async def detokenize(server: Served, body: DetokenizeRequest) -> dict[str, str]:
     """The text of token ids."""
     server.check_model(body.model)
-    size = server.llm.config.vocab_size
-    if wrong := [one for one in body.tokens if not 0 <= one < size]:
-        raise ApiError(400, f"tokens holds {wrong[0]}: the vocabulary has {size}", param="tokens")
+    check_ids("tokens", body.tokens, server.llm.config.vocab_size)
     return {"prompt": await in_thread(lambda: server.llm.get_tokenizer().decode(body.tokens))}
 
 

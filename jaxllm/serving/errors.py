@@ -27,7 +27,7 @@ TYPES = {
 }
 
 
-FIELDS = {"messages", "prompt", *(field.name for field in fields(SamplingParams))}
+FIELDS = {"messages", "prompt", "tokens", *(field.name for field in fields(SamplingParams))}
 
 
 class ApiError(HTTPException):

@@ -65,10 +65,14 @@ SAMPLING = (
 )
 
 
-class Body(BaseModel):
-    """The body of a request. What it does not know is kept, to be named in the answer's headers."""
+class Object(BaseModel):
+    """An object of a request: of the types that it says, with whatever else clients send."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Body(Object):
+    """The body of a request. What it does not know is kept, to be named in the answer's headers."""
 
     @property
     def unknown(self) -> list[str]:
@@ -89,19 +93,15 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Object):
     """A schema and its name."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     name: str
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Object):
     """The form that an answer is to have."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -181,37 +181,29 @@ class CompletionRequest(Sampled):
     echo: bool = False
 
 
-class Function(BaseModel):
+class Function(Object):
     """A function that the model may call; `parameters` is a JSON schema."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(Object):
     """A tool of a request."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(Object):
     """The name of a function."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     name: str
 
 
-class NamedTool(BaseModel):
+class NamedTool(Object):
     """The tool that is to be called."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     type: Literal["function"]
     function: NamedFunction

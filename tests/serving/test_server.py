@@ -45,12 +45,6 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def client(http: httpx.Client) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client:
-        yield client
-
-
 def test_a_completion_is_what_the_engine_says(llm: LLM, client: openai.OpenAI) -> None:
     [wanted] = llm.generate("abc", SamplingParams(seed=3, n=2, max_tokens=9, logprobs=2, logit_bias=LETTERS))
     asked: dict[str, Any] = {"model": "tiny", "prompt": "abc", "seed": 3, "n": 2, "max_tokens": 9, "logprobs": 2}
