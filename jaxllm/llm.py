@@ -50,6 +50,7 @@ from jaxllm.requests.prompts import (
     parse_prompt,
     parse_prompts,
     parse_score_requests,
+    with_priorities,
 )
 from jaxllm.requests.sampling_params import SamplingParams, from_generation_config
 from jaxllm.requests.vllm_arguments import LLM_ELSEWHERE
@@ -225,6 +226,8 @@ class LLM:
         prompts: Prompts,
         sampling_params: ManyParams = None,
         use_tqdm: Bar = True,
+        *,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete each prompt: a text, token ids, or vLLM's dicts of `prompt` or `prompt_token_ids`.
 
@@ -233,8 +236,9 @@ class LLM:
         Args:
           sampling_params: one for all prompts or one for each; None: `get_default_sampling_params()`.
           use_tqdm: show a bar where stderr is a terminal; or what makes the bar, in tqdm's place.
+          priority: of each prompt: those of a smaller number are admitted first.
         """
-        return self._generate(parse_prompts(prompts), sampling_params, use_tqdm)
+        return self._generate(with_priorities(parse_prompts(prompts), priority), sampling_params, use_tqdm)
 
     def chat(
         self,

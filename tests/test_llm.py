@@ -308,6 +308,23 @@ def test_prompt_logprobs_are_those_of_scoring(folder: Path, options: dict[str, A
     assert tokens(llm.generate(prompts[1:2], plain)) == tokens(found[1:2])
 
 
+def test_salts_keep_prompts_apart_and_priorities_change_no_text(llm: LLM) -> None:
+    ids = list(range(5, 155))
+    salted = {"prompt_token_ids": ids, "cache_salt": "mine"}
+    first, again, other = (llm.generate(prompt, GREEDY)[0] for prompt in (salted, salted, ids))  # type: ignore[arg-type]
+    assert (first.num_cached_tokens, again.num_cached_tokens, other.num_cached_tokens) == (0, 128, 0)
+    assert tokens([first]) == tokens([again]) == tokens([other])
+    prompts = ["abcdefghi"[i:] for i in range(9)]
+    assert tokens(llm.generate(prompts, GREEDY, priority=list(range(9, 0, -1)))) == tokens(llm.generate(prompts, GREEDY))
+    for wrong, said in (
+        ([1], "1 of priority for 2 prompts"),
+        ([1, "x"], r"priority\[1\]='x' is of type str"),
+        (5, "give a list"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            llm.generate(["a", "b"], GREEDY, priority=wrong)  # type: ignore[arg-type]
+
+
 # Streams
 
 

@@ -138,6 +138,7 @@ class RequestMaker:
             sequence = Sequence(self._sequences, ids, params, min(params.max_tokens or room, room), stop_ids, seed, bad_words)
             sequence.prompt_logprobs = None if i else params.prompt_logprobs
             sequence.grammar = grammar and grammar.copy()
+            sequence.cache_salt, sequence.priority = prompt.cache_salt, prompt.priority
             self._sequences += 1
             samples.append(Sample(sequence, self.tokenizer))
         return Request(number, prompt.text, ids, samples)

@@ -5,6 +5,8 @@ Plain Python: no array, no device.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +84,7 @@ class Statistics:
 
 
 class Scheduler:
-    """First come, first served. Where pages are short, who came last gives its own back and waits to be computed again.
+    """First come, first served, in each priority. Where pages are short, who came last gives its own back, to be computed again.
 
     Args:
       max_num_seqs: sequences that run at once.
@@ -125,7 +127,10 @@ class Scheduler:
         return [s for s in self.running if s.awaits_decode and s.finish_reason is None]
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].priority > sequence.priority:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def schedule(self, max_tokens: int) -> ScheduledStep:
         """The next step, in which a row decodes at most `max_tokens` tokens; 0 only prefills.
@@ -208,11 +213,14 @@ class Scheduler:
         return done
 
     def preempt(self, sequence: Sequence, *, whole: bool = True) -> None:
-        """Take a sequence's pages back; it is the next to be admitted. `whole`: they hold what they should."""
+        """Take a sequence's pages back; it is the next of its priority to be admitted. `whole`: they hold what they should."""
         self.statistics.preempted += 1
         self._leave(sequence, whole=whole)
         sequence.reset_for_recompute(keep_tokens=not self.batch_invariant)
-        self.waiting.appendleft(sequence)
+        place = 0
+        while place < len(self.waiting) and self.waiting[place].priority < sequence.priority:
+            place += 1
+        self.waiting.insert(place, sequence)
 
     def lose_pages(self) -> None:
         """What the pages hold is not there any more: nothing is shared from before, and all who run are computed again."""
@@ -287,6 +295,8 @@ class Scheduler:
             sequence.num_shared = sequence.cached
             self.statistics.prompt_tokens += len(sequence.prompt)
             self.statistics.shared_tokens += sequence.cached
+        if sequence.admitted is None:
+            sequence.admitted = time.perf_counter()
         self.waiting.popleft()
         self.running.append(sequence)
         return self._chunk(sequence, room)
@@ -315,7 +325,11 @@ class Scheduler:
 
     def _root(self, sequence: Sequence) -> int:
         """The root of its pages in the tree."""
-        return LONG if self.short_context is not None and len(sequence.prefill_tokens) > self.short_context else ROOT
+        root = LONG if self.short_context is not None and len(sequence.prefill_tokens) > self.short_context else ROOT
+        if not sequence.cache_salt:
+            return root
+        digest = hashlib.sha256(f"{root}{sequence.cache_salt}".encode(errors="surrogatepass")).digest()
+        return LONG - 1 - int.from_bytes(digest)  # below all others, and another for another salt
 
     # Decoding
 
@@ -329,7 +343,7 @@ class Scheduler:
                 tokens //= 2
             if tokens:
                 break
-            self.preempt(self.running[-1])
+            self.preempt(max(reversed(self.running), key=lambda s: s.priority))
         if not decoding:
             return ScheduledStep()
         return self._extended(decoding, 0, tokens)

@@ -18,7 +18,8 @@ class Sequence:
     they had to be computed again, `num_recomputed` of its generated tokens are prefilled with the prompt. `num_shared` tokens of
     the prompt were there before it came. No token that completes one of `bad_words` is generated. `prompt_logprobs` of the
     likeliest tokens are reported at each token of the prompt but the first; None: nothing is. Its tokens follow `grammar`;
-    `error` is what has ended it, if that was one.
+    `error` is what has ended it, if that was one. It finds the keys of its own `cache_salt` alone, comes before a larger
+    `priority`, and was `admitted` at that time, by `time.perf_counter`.
     """
 
     id: int
@@ -37,6 +38,9 @@ class Sequence:
     num_shared: int = 0
     grammar: Grammar | None = None
     error: Exception | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    admitted: float | None = None
     held: HeldPages | None = None
     shard: int = 0
     finish_reason: str | None = None

@@ -14,9 +14,10 @@ from jaxllm.requests.outputs import RequestError
 
 
 class TextPrompt(TypedDict):
-    """A prompt as text."""
+    """A prompt as text. Only prompts of the same `cache_salt` find each other's keys in the cache."""
 
     prompt: str
+    cache_salt: NotRequired[str]
 
 
 class TokensPrompt(TypedDict):
@@ -24,6 +25,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
@@ -32,16 +34,18 @@ Messages = Sequence[Message]
 ScoreRequest = tuple[str, Sequence[str]] | tuple[Sequence[int], Sequence[Sequence[int]]]
 """A context and its continuations."""
 
-_TEXT, _IDS = "prompt", "prompt_token_ids"
+_TEXT, _IDS, _SALT = "prompt", "prompt_token_ids", "cache_salt"
 _PROMPT = f"a text, a list of token ids, or a dict of `{_TEXT}` or `{_IDS}`"
 _PROMPTS = f"{_PROMPT}; or a list of these"
 
 
 class ParsedPrompt(NamedTuple):
-    """A prompt's text, its token ids, or both."""
+    """A prompt's text, its token ids, or both; who may share its keys, and how long it may wait behind others."""
 
     text: str | None
     ids: list[int] | None
+    cache_salt: str = ""
+    priority: int = 0
 
 
 def parse_prompts(prompts: Any) -> list[ParsedPrompt]:
@@ -52,6 +56,19 @@ def parse_prompts(prompts: Any) -> list[ParsedPrompt]:
     if many and not isinstance(many[0], (str, Mapping)) and not _is_nested(many[0]):
         return [parse_prompt(many)]
     return [parse_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(many)]
+
+
+def with_priorities(prompts: list[ParsedPrompt], priority: Any) -> list[ParsedPrompt]:
+    """The prompts, each with its number of `priority`; None: all are alike."""
+    if priority is None:
+        return prompts
+    numbers = checks.items("priority", priority, "a list of whole numbers")
+    if len(numbers) != len(prompts):
+        raise RequestError(f"{len(numbers)} of priority for {len(prompts)} prompts: give one for each")
+    return [
+        prompt._replace(priority=checks.whole(f"priority[{i}]", number))
+        for i, (prompt, number) in enumerate(zip(prompts, numbers, strict=True))
+    ]
 
 
 def _is_nested(value: Any) -> bool:
@@ -66,14 +83,17 @@ def parse_prompt(prompt: Any, name: str = "prompt") -> ParsedPrompt:
         return ParsedPrompt(
             None, checks.token_ids(name, prompt, f"a text, a list of token ids, or a dict of `{_TEXT}` or `{_IDS}`")
         )
-    if other := [key for key in prompt if key not in (_TEXT, _IDS)]:
-        raise RequestError(f"{name} has the key {checks.shown(other[0])}: a dict holds `{_TEXT}` or `{_IDS}` and nothing else")
+    if other := [key for key in prompt if key not in (_TEXT, _IDS, _SALT)]:
+        raise RequestError(
+            f"{name} has the key {checks.shown(other[0])}: a dict holds `{_TEXT}` or `{_IDS}` and, if need be, `{_SALT}`"
+        )
     text, ids = prompt.get(_TEXT), prompt.get(_IDS)
     if text is None and ids is None:
         raise RequestError(f"{name} is a dict with neither `{_TEXT}` nor `{_IDS}`: give one of them")
     return ParsedPrompt(
         None if text is None else checks.text(f"{name}[{_TEXT!r}]", text),
         None if ids is None else checks.token_ids(f"{name}[{_IDS!r}]", ids),
+        checks.text(f"{name}[{_SALT!r}]", prompt.get(_SALT) or ""),
     )
 
 

@@ -68,6 +68,28 @@ def test_who_comes_first_is_prefilled_first() -> None:
     assert list(scheduler.waiting) == [many[3]]
 
 
+def test_who_is_more_urgent_comes_first_and_gives_back_last() -> None:
+    scheduler = scheduler_of(2, pages=8)
+    many = [sequence(i, prompt=2 * PAGE, max_tokens=2 * PAGE, first=1000 * i) for i in range(5)]
+    for s, priority in zip(many, (0, 1, -1, 0, 1), strict=True):
+        s.priority = priority
+        scheduler.add(s)
+    order = [many[i] for i in (2, 0, 3, 1, 4)]
+    assert list(scheduler.waiting) == order
+    while scheduler.busy:
+        run(scheduler, 64)
+        if len(scheduler.running) == 2:
+            assert scheduler.running[0].priority <= scheduler.running[1].priority
+    assert all(len(s.tokens) == 2 * PAGE for s in many) and scheduler.statistics.preempted
+    urgent, patient = (sequence(i, prompt=2 * PAGE, first=1000 * i) for i in (5, 6))
+    patient.priority = 1
+    scheduler.add(patient)
+    scheduler.schedule(0)
+    scheduler.add(urgent)
+    scheduler.preempt(patient)
+    assert list(scheduler.waiting) == [urgent, patient]
+
+
 def test_cancelling_the_waiting_the_running_and_the_ended() -> None:
     scheduler = scheduler_of(1)
     running, waiting, ended = sequence(0), sequence(1), sequence(2)
@@ -103,6 +125,7 @@ def test_every_page_is_accounted_for_and_nobody_is_forgotten(
         if action == "add":
             prompt = random.choice([5, 63, 64, 65, 200, longest - 30])
             everyone.append(sequence(len(everyone), prompt=prompt, max_tokens=random.choice([1, 5, min(90, longest - prompt)])))
+            everyone[-1].priority, everyone[-1].cache_salt = random.choice([0, 0, 1, -5]), random.choice(["", "", "a"])
             scheduler.add(everyone[-1])
         elif action == "step":
             run(scheduler, random.choice([1, 4, 64]), lambda: random.random() < 0.7)
@@ -225,6 +248,19 @@ def test_a_common_beginning_is_prefilled_once_even_in_one_step() -> None:
     assert chunks_of(scheduler.schedule(0)) == [(3, PAGE, PAGE)]
     pages = [s.held.pages[0][:2] for s in scheduler.running if s.held]
     assert pages[0] == pages[1] == pages[2] and pages[0][0] == pages[3][0] and pages[0][1] != pages[3][1]
+
+
+def test_no_beginning_is_common_to_two_salts() -> None:
+    scheduler = scheduler_of(8)
+    salts = ["", "a", "b", "a", "\ud800"]
+    for i, salt in enumerate(salts):
+        s = sequence(i, prompt=2 * PAGE + 9)
+        s.cache_salt = salt
+        scheduler.add(s)
+    whole = 2 * PAGE + 9
+    *first, (last, start, _) = chunks_of(run(scheduler))
+    assert first == [(0, 0, whole), (1, 0, whole), (2, 0, whole), (3, 2 * PAGE, 9)] and (last, start) == (4, 0)
+    scheduler.check_integrity()
 
 
 def test_generated_tokens_may_be_a_beginning_too() -> None:
