@@ -6,7 +6,7 @@
 
 FILE holds JSON lines of "query", "choices" and "gold"; a space goes before every choice, as in lm-eval's task. Prints what is
 shared and how it is packed, the time by phase, MFU against a measured matmul rate, and the challenge's board. With `--peer`,
-lm-eval's `hf` model scores the same requests in the same run, each side timed without loading and tokenising. With `--on`,
+lm-eval's `hf` model scores the same requests in turns with ours, each side timed without loading and tokenising. With `--on`,
 nothing is scored: the run is compiled for GPUs that are not here and its time predicted. The last line of stdout is one JSON
 document.
 """
@@ -77,11 +77,9 @@ def main() -> None:
     total = process_seconds()
     print(f"{subject.name}, {args.dtype}, layout {args.layout}: {result}")
     print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items()), f"; {total:.1f} s from the process's start")
-    seconds = statistics.median([phases["score"], *(timed(scorer, packing) for _ in range(args.repeats - 1))])
-    outcome = {**result.__dict__, "total_seconds": total, "phases": phases, "score_seconds": seconds}
-    outcome |= utilisation(subject, packing, seconds, args.dtype)
-    if args.peer:
-        outcome |= beside(subject, args, texts, pairs, seconds)
+    outcome = {**result.__dict__, "total_seconds": total, "phases": phases}
+    outcome |= repeated(subject, args, scorer, packing, texts, phases["score"])
+    outcome |= utilisation(subject, packing, outcome["score_seconds"], args.dtype)
     print(board(subject.name, len(questions), total))
     report({**run, "model": subject.name, **outcome}, args.save)
 
@@ -164,19 +162,27 @@ def utilisation(subject: Subject, packing: Packing, seconds: float, dtype: str) 
     }
 
 
-def beside(
-    subject: Subject, args: argparse.Namespace, texts: list[tuple[str, str]], pairs: list[Pair], seconds: float
-) -> dict[str, Any]:
-    """Measurements of lm-eval's `hf` model on the same requests."""
+def repeated(
+    subject: Subject, args: argparse.Namespace, scorer: Scorer, packing: Packing, texts: list[tuple[str, str]], first: float
+) -> dict[str, float]:
+    """Medians of `--repeats` runs, the first among them, in turns with lm-eval's `hf` model on the same requests if asked for."""
     from bench.peers import LMEval
 
-    assert subject.path is not None, "the peer needs a real model"
-    peer = LMEval(subject.path, args.dtype, args.peer_batch)
-    peer_seconds = peer.score(texts, pairs)
-    ratio = peer_seconds / seconds
-    print(f"lm-eval hf, batch {args.peer_batch}: {peer_seconds:.1f} s, {len(pairs) / peer_seconds:.1f} requests/s; "
-          f"ours {seconds:.1f} s, {len(pairs) / seconds:.1f} requests/s; ratio {ratio:.2f}")  # fmt: skip
-    return {"peer_seconds": peer_seconds, "ratio": ratio}
+    assert not args.peer or subject.path is not None, "the peer needs a real model"
+    peer = LMEval(subject.path, args.dtype, args.peer_batch) if args.peer and subject.path else None
+    ours, theirs = [first], []
+    for i in range(args.repeats):
+        if i:
+            ours.append(timed(scorer, packing))
+        if peer is not None:
+            theirs.append(peer.score(texts, packing.pairs))
+    seconds = statistics.median(ours)
+    if not theirs:
+        return {"score_seconds": seconds}
+    peer_seconds, count = statistics.median(theirs), len(packing.pairs)
+    print(f"lm-eval hf, batch {args.peer_batch}: {peer_seconds:.1f} s, {count / peer_seconds:.1f} requests/s; "
+          f"ours {seconds:.1f} s, {count / seconds:.1f} requests/s; ratio {peer_seconds / seconds:.2f}")  # fmt: skip
+    return {"score_seconds": seconds, "peer_seconds": peer_seconds, "ratio": peer_seconds / seconds}
 
 
 if __name__ == "__main__":
