@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
     web.add_argument("--max-waiting", type=int, default=1024, help="answers that may wait for their turn (default 1024)")
     web.add_argument("--shutdown-timeout", type=int, default=60, metavar="SECONDS", help="for answers under way at SIGTERM (60)")
     web.add_argument("--trust-request-chat-template", action="store_true", help="requests may bring chat templates of their own")
+    web.add_argument("--profile-dir", metavar="DIR", help="POST /start_profile and /stop_profile write profiles there")
     serve.set_defaults(run=run_serve)
 
 
@@ -78,4 +79,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     keys = [*args.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)])]
     names = args.served_model_name or [args.model]
-    return Settings(names, keys, max_waiting=args.max_waiting, trust_request_templates=args.trust_request_chat_template)
+    return Settings(
+        names,
+        keys,
+        max_waiting=args.max_waiting,
+        trust_request_templates=args.trust_request_chat_template,
+        profile_dir=args.profile_dir,
+    )

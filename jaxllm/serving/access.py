@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxllm.serving.errors import ApiError
 
-OPEN = ("/health", "/version", "/metrics")  # what load balancers and Prometheus ask, without a key
+OPEN = ("/", "/health", "/version", "/metrics")  # a page without a word of the model; what load balancers and Prometheus ask
 
 
 class Access:

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from jaxllm.generation.request import Request
 from jaxllm.requests.outputs import Logprob
+from jaxllm.serving.errors import ApiError
 from jaxllm.serving.generation import Delta, now
 from jaxllm.serving.messages import MessageReader, Part
 
@@ -20,6 +21,11 @@ DONE = b"data: [DONE]\n\n"
 def event(value: Any) -> bytes:
     """A server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html) that holds JSON."""
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """The same, of a kind that clients may listen to."""
+    return b"event: " + name.encode() + b"\n" + event(value)
 
 
 def _number(logprob: float) -> float:
@@ -36,9 +42,13 @@ class Form:
     """One endpoint's answers to one HTTP request.
 
     Args:
+      model: what the answer calls the model.
+      requests: of the engine.
+      top: likeliest tokens to report; None: no log-probabilities.
+
+    Attributes:
       prefix: of the answer's id.
       kind: what OpenAI calls the object.
-      top: likeliest tokens to report; None: no log-probabilities.
     """
 
     prefix, kind, chunk_kind = "", "", ""
@@ -46,7 +56,7 @@ class Form:
     def __init__(self, model: str, requests: list[Request], top: int | None):
         self.model, self.requests, self.top = model, requests, top
         self.return_token_ids = False
-        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.id = self.prefix + uuid.uuid4().hex
         self.created = now()
         self.samples = len(requests[0].samples)
         self.generated = 0
@@ -92,25 +102,34 @@ class Form:
                 choice["token_ids"] = delta.token_ids
             yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
 
-    def last(self) -> bytes:
-        """The event of the usage, after all text."""
-        return event(self.frame(self.chunk_kind) | {"choices": [], "usage": self.usage()})
+    def end(self, wants_usage: bool) -> Iterator[bytes]:
+        """Events after all text."""
+        if wants_usage:
+            yield event(self.frame(self.chunk_kind) | {"choices": [], "usage": self.usage()})
+        yield DONE
+
+    def broken(self, error: ApiError) -> Iterator[bytes]:
+        """Events in place of the rest."""
+        yield event(error.body)
+        yield DONE
 
     def whole(self) -> dict[str, Any]:
         """The answer at once, after all have ended."""
         choices = []
-        for r, request in enumerate(self.requests):
-            for output in request.output().outputs:
-                self.generated += len(output.token_ids)
-                everything = Delta(
-                    r, output.index, output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason
-                )
-                choice = {"index": self.place(everything), **self.all(everything), "finish_reason": self.reason(everything)}
-                choice["stop_reason"] = output.stop_reason
-                if self.return_token_ids:
-                    choice |= {"token_ids": output.token_ids, "prompt_token_ids": request.ids}
-                choices.append(choice)
+        for delta in self.everything():
+            self.generated += len(delta.token_ids)
+            choice = {"index": self.place(delta), **self.all(delta), "finish_reason": self.reason(delta)}
+            choice["stop_reason"] = delta.stop_reason
+            if self.return_token_ids:
+                choice |= {"token_ids": delta.token_ids, "prompt_token_ids": self.requests[delta.request].ids}
+            choices.append(choice)
         return self.frame(self.kind) | {"choices": choices, "usage": self.usage()}
+
+    def everything(self) -> Iterator[Delta]:
+        """All that each sample has gained, after all have ended."""
+        for r, request in enumerate(self.requests):
+            for one in request.output().outputs:
+                yield Delta(r, one.index, one.text, one.token_ids, one.logprobs, one.finish_reason, one.stop_reason)
 
     def all(self, delta: Delta) -> dict[str, Any]:
         """What a choice of the whole answer has: of most forms what a piece has."""
@@ -120,7 +139,7 @@ class Form:
 class Completion(Form):
     """Of `/v1/completions`. With `echo` the prompt precedes what follows it, its log-probabilities too."""
 
-    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+    prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
     def __init__(self, *args: Any, echo: bool = False, **options: Any):
         super().__init__(*args, **options)
@@ -166,7 +185,7 @@ class Completion(Form):
 class Chat(Form):
     """Of `/v1/chat/completions`."""
 
-    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def first(self) -> Iterator[bytes]:
         for place in range(len(self.requests) * self.samples):
@@ -216,11 +235,7 @@ class Chat(Form):
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if delta.logprobs is None:
             return None
-        content = []
-        for token, choices in zip(delta.token_ids, delta.logprobs, strict=True):
-            chosen, likeliest = _chosen_first(token, choices, self.top or 0)
-            content.append(_token(chosen) | {"top_logprobs": [_token(one) for one in likeliest]})
-        return {"content": content, "refusal": None}
+        return {"content": token_logprobs(delta.token_ids, delta.logprobs, self.top or 0), "refusal": None}
 
 
 def _call(index: int, part: Part) -> dict[str, Any]:
@@ -228,8 +243,17 @@ def _call(index: int, part: Part) -> dict[str, Any]:
     return {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
+def token_logprobs(ids: list[int], logprobs: list[dict[int, Logprob]], top: int) -> list[dict[str, Any]]:
+    """Tokens and the likeliest in their places, as chat completions and responses report them."""
+    found = []
+    for token, choices in zip(ids, logprobs, strict=True):
+        chosen, likeliest = _chosen_first(token, choices, top)
+        found.append(_token(chosen) | {"top_logprobs": [_token(one) for one in likeliest]})
+    return found
+
+
 def _token(one: Logprob) -> dict[str, Any]:
-    """A token as chat completions report it; `bytes` is None of one that is only a part of a character."""
+    """A token and its log-probability; `bytes` is None of one that is only a part of a character."""
     text = one.decoded_token or ""
     whole = "\N{REPLACEMENT CHARACTER}" not in text
     return {"token": text, "logprob": _number(one.logprob), "bytes": list(text.encode()) if whole else None}

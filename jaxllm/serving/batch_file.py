@@ -21,7 +21,7 @@ from jaxllm.requests import checks
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.text_lines import lines_of
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/score", "/tokenize")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/score", "/tokenize")
 FIELDS = {"custom_id", "method", "url", "body"}
 AGAIN = 500  # answers from this status on are no answers: they are asked for again
 

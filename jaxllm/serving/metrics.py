@@ -83,6 +83,9 @@ class Metrics:
             "inter_token_latency_seconds", "Between two tokens of a sample, of one step's alike.", SECONDS
         )
         self.whole = self._histogram("e2e_request_latency_seconds", "From a request to its end.", SECONDS)
+        self.queue = self._histogram("request_queue_time_seconds", "From a request to its sample's start.", SECONDS)
+        self.prefill = self._histogram("request_prefill_time_seconds", "From a sample's start to its first token.", SECONDS)
+        self.decode = self._histogram("request_decode_time_seconds", "From a sample's first token to its end.", SECONDS)
         self.prompt_lengths = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
         self.answer_lengths = self._histogram("request_generation_tokens", "Tokens of a sample.", TOKENS)
 
@@ -106,6 +109,8 @@ class Watch:
 
     def __init__(self, metrics: Metrics, requests: Sequence[Request]):
         self._metrics, self._began = metrics, time.perf_counter()
+        self._requests = requests
+        self._first: dict[tuple[int, int], float] = {}
         self._last: dict[tuple[int, int], float] = {}
         self._counts: dict[tuple[int, int], int] = {}
         for request in requests:
@@ -121,12 +126,21 @@ class Watch:
             m.generation_tokens.inc(tokens)
             if tokens and key not in self._last:
                 m.first_token.observe(now - self._began)
-                self._last[key] = now
+                self._first[key] = self._last[key] = now
             elif tokens:
                 for _ in range(tokens):
                     m.between_tokens.observe((now - self._last[key]) / tokens)
                 self._last[key] = now
             if delta.finish_reason is not None:
-                m.whole.observe(now - self._began)
-                m.answer_lengths.observe(self._counts[key])
-                m.successes.labels(delta.finish_reason).inc()
+                self._end(key, delta.finish_reason, now)
+
+    def _end(self, key: tuple[int, int], reason: str, now: float) -> None:
+        m, (request, index) = self._metrics, key
+        m.whole.observe(now - self._began)
+        m.answer_lengths.observe(self._counts[key])
+        m.successes.labels(reason).inc()
+        admitted = self._requests[request].samples[index].sequence.admitted
+        if admitted is not None and key in self._first:
+            m.queue.observe(max(admitted - self._began, 0.0))
+            m.prefill.observe(max(self._first[key] - admitted, 0.0))
+            m.decode.observe(now - self._first[key])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxllm.requests.prompts import ParsedPrompt
 from jaxllm.requests.sampling_params import SamplingParams
 from jaxllm.serving.errors import ApiError
 
@@ -16,6 +18,8 @@ Prompt = str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1)]
 # Accepted, and of no consequence to one model on one machine.
 IGNORED = frozenset(
     {
+        "include",
+        "max_tool_calls",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -30,10 +34,14 @@ IGNORED = frozenset(
 # What would change the answer and is not done, and what takes its place.
 REFUSED = {
     "audio": "the answer is text: leave it out",
+    "background": "answers are not kept: leave it out, or stream",
     "best_of": "use n, and choose among the answers",
+    "conversation": "conversations are not kept: send all of it",
     "function_call": "it is OpenAI's old name of tool_choice: use that",
     "functions": "it is OpenAI's old name of tools: use that",
     "prediction": "it is not understood: leave it out",
+    "previous_response_id": "answers are not kept: send the whole conversation as input",
+    "prompt": "prompts are not kept: send their text",
     "suffix": "the model continues a text and fills no gap: leave it out",
     "tool_choice": "tools are for /v1/chat/completions",
     "tools": "tools are for /v1/chat/completions",
@@ -79,7 +87,7 @@ class Body(Object):
         """Fields that nothing is known of. Raises ApiError for those that would change the answer and are not done."""
         extra = self.model_extra or {}
         for name in extra:
-            if name in REFUSED and extra[name] not in (None, [], "none"):
+            if name in REFUSED and extra[name] not in (None, False, [], "none"):
                 raise ApiError(400, f"{name}: {REFUSED[name]}", param=name, code="unsupported_parameter")
         return sorted(name for name in extra if name not in IGNORED and name not in REFUSED)
 
@@ -145,6 +153,8 @@ class Sampled(Body):
     structured_outputs: dict[str, Any] | None = None
     request_id: str | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
 
     def params(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Sampling as this request and, where it is silent, `defaults` say. Raises RequestError or ApiError."""
@@ -160,6 +170,10 @@ class Sampled(Body):
         if self.logit_bias:
             given["logit_bias"] = {_token(name): bias for name, bias in self.logit_bias.items()}
         return SamplingParams(**{**defaults, "max_tokens": max_tokens, **given, "logprobs": logprobs})
+
+    def queued(self, prompt: ParsedPrompt) -> ParsedPrompt:
+        """The prompt, with its place among those that wait, and who may share its keys."""
+        return prompt._replace(priority=self.priority or 0, cache_salt=self.cache_salt or "")
 
     @property
     def wants_usage(self) -> bool:
@@ -226,7 +240,7 @@ class ChatRequest(Sampled):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
-    @property
+    @cached_property
     def tools_offered(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as chat templates take them."""
         if not self.tools and self.tool_choice not in (None, "none", "auto"):

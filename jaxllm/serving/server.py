@@ -6,12 +6,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import jax
 
 from jaxllm.generation.scheduler import Scheduler
 from jaxllm.llm import LLM
 from jaxllm.serving.errors import ApiError
 from jaxllm.serving.generation import now
+from jaxllm.serving.messages import response_template
 from jaxllm.serving.metrics import Metrics
 from jaxllm.serving.protocol import Sampled
 
@@ -29,6 +33,7 @@ class Settings:
       max_waiting: samples that may wait for their turn beside those that run, before requests are turned away.
       max_body_bytes: of a request.
       trust_request_templates: whether a request may bring a chat template of its own.
+      profile_dir: where profiles go that requests ask for; None: they may not.
     """
 
     names: Sequence[str]
@@ -36,6 +41,7 @@ class Settings:
     max_waiting: int = 1024
     max_body_bytes: int = 32 << 20
     trust_request_templates: bool = False
+    profile_dir: str | None = None
 
 
 class Server:
@@ -54,6 +60,7 @@ class Server:
         self.metrics = Metrics(self)
         self.started = now()
         self.admitted = 0  # samples that have not ended
+        self._profile, self._profiling = threading.Lock(), False
 
     # Loading
 
@@ -86,6 +93,11 @@ class Server:
 
     # Requests
 
+    @cached_property
+    def response_template(self) -> dict[str, Any] | None:
+        """How the model's answers are written."""
+        return response_template(self.llm.get_tokenizer())
+
     def check_model(self, name: str | None) -> None:
         """Raises ApiError for another model than the one that is served."""
         if name is not None and name not in self.settings.names:
@@ -111,6 +123,35 @@ class Server:
             yield
         finally:
             self.admitted -= samples
+
+    # Profiles
+
+    def start_profile(self) -> None:
+        """Raises ApiError where none may be written, or one is."""
+        folder = self._profile_dir
+        with self._profile:
+            if self._profiling:
+                raise ApiError(409, "a profile is being written: POST /stop_profile ends it")
+            jax.profiler.start_trace(folder)
+            self._profiling = True
+
+    def stop_profile(self) -> str:
+        """The folder of the profile. Raises ApiError where none was begun."""
+        folder = self._profile_dir
+        with self._profile:
+            if not self._profiling:
+                raise ApiError(409, "no profile is being written: POST /start_profile begins one")
+            self._profiling = False
+            jax.profiler.stop_trace()
+        return folder
+
+    @property
+    def _profile_dir(self) -> str:
+        if self.settings.profile_dir is None:
+            raise ApiError(404, "this server writes no profiles: start it with --profile-dir")
+        return self.settings.profile_dir
+
+    # Health
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """A status and what it stands for."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -46,13 +46,15 @@ def test_it_drains_when_it_is_told_to_end(tmp_path: Path) -> None:
     """What was admitted is answered, another signal ends it at once, and after SIGKILL another server takes its place."""
     folder = write_tokenizer(write_tiny(tmp_path / "model", **SIZES))
     for signals, whole in ((1, True), (2, False)):
-        with serve(folder, tmp_path) as (process, client), client.stream("POST", "/v1/completions", json=BODY) as answer:
-            lines = answer.iter_lines()
-            next(lines)
+        with serve(folder, tmp_path, "--max-num-seqs", "4") as (process, client), ExitStack() as stack:
+            asked = [BODY | {"seed": i, "max_tokens": 300 + 10 * i} for i in range(12)]  # more than run at once
+            answers = [stack.enter_context(client.stream("POST", "/v1/completions", json=body)) for body in asked]
+            streams = [answer.iter_lines() for answer in answers]
+            next(streams[0])
             for _ in range(signals):
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.1)  # two that come together are one
-            if whole:
+            for lines in streams if whole else ():
                 *_, last, done = [line for line in lines if line]
                 assert done == "data: [DONE]"
                 assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ SIZES = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256,
 LETTERS = {ord(c): 12.0 for c in "abcde "}
 BIASES: Any = {str(token): bias for token, bias in LETTERS.items()}
 MESSAGES = [{"role": "user", "content": "hi"}]
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,49 @@ def test_about_the_server(http: httpx.Client, client: openai.OpenAI) -> None:
         and "jaxllm:prefix_cache_queries_total " in said
         and 'jaxllm:request_success_total{finished_reason="length"}' in said
     )
+    counted = {
+        name: re.search(rf"jaxllm:{name}_count (\d+)", said)
+        for name in ("request_queue_time_seconds", "request_decode_time_seconds")
+    }
+    assert all(found and float(found[1]) > 0 for found in counted.values())
+
+
+def test_the_dashboard_shows_what_there_is(http: httpx.Client) -> None:
+    said = http.get("/metrics").text
+    names = set(re.findall(r"jaxllm:\w+", DASHBOARD.read_text()))
+    assert len(names) > 15 and all(f"\n{name}" in said for name in names), [name for name in names if f"\n{name}" not in said]
+
+
+def test_the_page_loads_nothing_from_elsewhere(http: httpx.Client) -> None:
+    answer = http.get("/")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not re.search(r"(?:src|href)=|https?:|innerHTML|\bimport\b", answer.text)
+
+
+def test_a_profile_is_written_where_that_is_allowed(llm: LLM, http: httpx.Client, tmp_path: Path) -> None:
+    assert http.post("/start_profile").status_code == 404
+    server = Server(Settings(["tiny"], profile_dir=str(tmp_path)), lambda: llm)
+    server.load()
+    with serving(server) as allowed:
+        assert allowed.post("/stop_profile").status_code == 409
+        assert allowed.post("/start_profile").status_code == 200
+        assert allowed.post("/start_profile").status_code == 409
+        allowed.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3})
+        assert allowed.post("/stop_profile").json()["folder"] == str(tmp_path)
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions"])
+def test_a_salt_keeps_prompts_apart(http: httpx.Client, endpoint: str) -> None:
+    text = f"{endpoint:-<150}"
+    body: dict[str, Any] = {"prompt": text} if endpoint == "completions" else {"messages": [{"role": "user", "content": text}]}
+    body |= {"max_tokens": 1, "priority": -1}
+    cached = []
+    for salt in ({"cache_salt": "a"}, {"cache_salt": "a"}, {}):
+        usage = http.post(f"/v1/{endpoint}", json=body | salt).json()["usage"]
+        cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert cached == [0, 128, 0]
 
 
 REFUSALS: list[tuple[str, dict[str, Any], int, str | None, str]] = [
