@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from bench.machine import describe, report
 from bench.peers import MAKE_VLLM, VLLM, TransformersBatching, safetensors_folder
 from bench.subject import Subject, add_options, print_card
-from bench.workload import FEWEST, PERCENTILES, Lengths, Request, Served, Times, Workload, summary
+from bench.workload import FEWEST, PERCENTILES, Request, Served, Times, Workload, summary
 from jaxllm.generation.sequence import Sequence
 
 OURS = "jaxllm"
@@ -39,13 +39,7 @@ class Server(Protocol):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences at once")
-    parser.add_argument("--prompt", type=int, nargs=2, default=[83, 400], metavar=("MEAN", "MOST"), help="tokens of a prompt")
-    parser.add_argument("--tokens", type=int, nargs=2, default=[61, 200], metavar=("MEAN", "MOST"), help="new tokens")
-    parser.add_argument("--rate", type=float, metavar="R", help="requests a second, as Poisson arrivals (default: all at once)")
-    parser.add_argument("--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with")
-    parser.add_argument("--seed", type=int, default=0, help="of the workload")
+    add_workload(parser)
     parser.add_argument("--peer", nargs="+", choices=["transformers", "vllm"], default=[])
     parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="the Python of vLLM's own environment")
     args = parser.parse_args()
@@ -55,8 +49,7 @@ def main() -> None:
     subject = Subject(args, max_model_len=max_model_len, max_num_seqs=args.max_num_seqs, enable_prefix_caching=True)
     card = subject.cost_card()
     print_card(subject.name, subject.plan, card)
-    workload = Workload(args.requests, Lengths(*args.prompt), Lengths(*args.tokens), subject.config.vocab_size, args.rate,
-                        args.shared_prefix, args.seed)  # fmt: skip
+    workload = Workload.of(args, subject.config.vocab_size)
     print_workload(workload)
     with servers(subject, args, max_model_len) as those:
         runs = measure(those, workload, args.repeats)
@@ -67,6 +60,17 @@ def main() -> None:
     report({"bench": "throughput", "model": subject.name, "dtype": args.dtype, "layout": args.layout, "machine": describe(),
             "peers": versions, "repeats": args.repeats, "max_num_seqs": args.max_num_seqs, "max_model_len": max_model_len,
             "workload": workload.describe(), "card": card, "rows": rows, "ratios": ratios, "runs": runs}, args.save)  # fmt: skip
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is asked for, and how much of it at once."""
+    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences at once")
+    parser.add_argument("--prompt", type=int, nargs=2, default=[83, 400], metavar=("MEAN", "MOST"), help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, nargs=2, default=[61, 200], metavar=("MEAN", "MOST"), help="new tokens")
+    parser.add_argument("--rate", type=float, metavar="R", help="requests a second, as Poisson arrivals (default: all at once)")
+    parser.add_argument("--shared-prefix", type=int, default=0, metavar="N", help="tokens that all prompts begin with")
+    parser.add_argument("--seed", type=int, default=0, help="of the workload")
 
 
 def refusal(args: argparse.Namespace) -> str | None:

@@ -6,6 +6,7 @@ tokens. What was measured of each request becomes tokens a second and percentile
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -91,6 +92,12 @@ class Workload:
         object.__setattr__(self, "prompt_lengths", self.prompt.draw(rng, self.count))
         object.__setattr__(self, "new_lengths", self.new.draw(rng, self.count))
         object.__setattr__(self, "arrivals", (np.cumsum(gaps) / self.rate if self.rate else 0 * gaps).tolist())
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, vocab_size: int) -> Workload:
+        """As the options of `bench.throughput` say."""
+        prompt, new = Lengths(*args.prompt), Lengths(*args.tokens)
+        return cls(args.requests, prompt, new, vocab_size, args.rate, args.shared_prefix, args.seed)
 
     def requests(self, run: int) -> list[Request]:
         """The requests of the run of that number, in the order of their arrival."""
