@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +16,12 @@ from jaxllm.serving.messages import MessageReader, Part
 
 LOWEST = -9999.0  # what OpenAI gives in place of minus infinity, which JSON does not have
 DONE = b"data: [DONE]\n\n"
+_IDS = random.Random()
+
+
+def new_id() -> str:
+    """32 digits that no other answer has; the system's own random numbers may take a millisecond."""
+    return f"{_IDS.getrandbits(128):032x}"
 
 
 def event(value: Any) -> bytes:
@@ -56,7 +62,7 @@ class Form:
     def __init__(self, model: str, requests: list[Request], top: int | None):
         self.model, self.requests, self.top = model, requests, top
         self.return_token_ids = False
-        self.id = self.prefix + uuid.uuid4().hex
+        self.id = self.prefix + new_id()
         self.created = now()
         self.samples = len(requests[0].samples)
         self.generated = 0
@@ -240,7 +246,7 @@ class Chat(Form):
 
 def _call(index: int, part: Part) -> dict[str, Any]:
     function = {"name": part.name, "arguments": part.text}
-    return {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    return {"index": index, "id": f"call_{new_id()[:24]}", "type": "function", "function": function}
 
 
 def token_logprobs(ids: list[int], logprobs: list[dict[int, Logprob]], top: int) -> list[dict[str, Any]]:

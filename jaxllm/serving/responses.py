@@ -6,12 +6,11 @@ The forms are OpenAI's (https://platform.openai.com/docs/api-reference/responses
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxllm.generation.request import Request
-from jaxllm.serving.answers import Form, named_event, token_logprobs
+from jaxllm.serving.answers import Form, named_event, new_id, token_logprobs
 from jaxllm.serving.errors import ApiError
 from jaxllm.serving.generation import Delta
 from jaxllm.serving.messages import MessageReader, Part
@@ -178,7 +177,7 @@ class Responses(Form):
 
 
 def _new(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
+    return f"{prefix}_{new_id()}"
 
 
 def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_nothing_is_raised_within_an_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [2, pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize("moments", [1, pytest.param(40, marks=pytest.mark.full)])
 def test_at_random_moments_of_a_command(tmp_path: Path, moments: int) -> None:
     """Python's own start, before any line of ours, is left out."""
     for one in interrupt_often(tmp_path, moments=moments, seed=0, since=0.5):

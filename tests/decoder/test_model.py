@@ -172,6 +172,7 @@ def test_smollm2_gives_the_recorded_logits() -> None:
         assert np.argsort(-logits[-1])[0] == ids[0] == line["tokens"][0]
 
 
+@pytest.mark.full  # what transformers says is recorded, see above
 @pytest.mark.slow
 def test_smollm2_gives_transformers_logits_live() -> None:
     """Every position of a short prompt, a conversation and a long one in chunks, and the recorded continuation token by token."""

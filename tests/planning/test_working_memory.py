@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import jax
 import pytest
+from layers import layered
 
 from jaxllm.buckets import MAX_STEP_TOKENS
 from jaxllm.config import ModelConfig
@@ -18,15 +20,18 @@ from jaxllm.planning.working_memory import score_bytes, step_bytes
 from sharding.layout import make_layout
 
 SMOL = replace(PRESETS["smollm2-135m"], num_layers=2)
-# Ungrouped heads, other proportions, a head of its own.
-OTHER = ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)
+# The other: ungrouped heads, other proportions, a head of its own.
+CONFIGS = {"smollm2": SMOL, "llama": ModelConfig(32000, 512, 1376, 2, 8, 8, 64, 2048)}
+ALWAYS = [("tensor", "llama"), *((name, "smollm2") for name in ("tensor", "gathered", "replicated-2x2", "tensor-1"))]
 LENGTH = 512
 
 
-@pytest.mark.parametrize("config", [SMOL, pytest.param(OTHER, marks=pytest.mark.full)], ids=["smollm2", "llama"])
-@pytest.mark.parametrize("name", [*layouts(4), "tensor-1", pytest.param("gathered-1", marks=pytest.mark.full)])
-def test_temporaries_are_foreseen(name: str, config: ModelConfig) -> None:
-    name, alone, _ = name.partition("-1")
+@pytest.mark.parametrize(
+    ("name", "model"),
+    layered(itertools.product([*layouts(4), "tensor-1", "gathered-1"], CONFIGS), lambda *case: case in ALWAYS),
+)
+def test_temporaries_are_foreseen(name: str, model: str) -> None:
+    config, (name, alone, _) = CONFIGS[model], name.partition("-1")
     layout = make_layout(name, jax.devices()[: 1 if alone else 4], config.hidden_size)
     steps = Steps(config, layout, "float32")
 
