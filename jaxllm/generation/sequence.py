@@ -63,7 +63,7 @@ class Sequence:
     @property
     def awaits_decode(self) -> bool:
         """Is its last token known, and the only one that is not in its pages?"""
-        return self.cached == len(self.prompt) + len(self.tokens) - 1
+        return not self.prefilling and self.cached == len(self.prompt) + len(self.tokens) - 1
 
     @property
     def remaining(self) -> int:

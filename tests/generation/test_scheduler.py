@@ -304,6 +304,19 @@ def test_who_decodes_waits_for_no_more_than_a_budget_of_prompts() -> None:
     assert run(scheduler).prefill  # and again
 
 
+def test_a_prompt_that_lacks_a_token_does_not_decode() -> None:
+    """Where a step's last chunk ends one token before a prompt does."""
+    scheduler = scheduler_of(64)
+    scheduler.add(sequence(0, max_tokens=100))
+    run(scheduler)
+    for i, prompt in enumerate((PREFILL_BUDGET - 4 * TILE, 4 * TILE + 1), start=1):
+        scheduler.add(sequence(i, prompt=prompt, first=10_000 * i))
+    while not (step := run(scheduler)).decode:
+        last = chunks_of(step)[-1]
+    assert last == (2, 0, 4 * TILE) and [s.id for s in step.decode] == [0, 1]
+    assert chunks_of(run(scheduler)) == [(2, 4 * TILE, 1)]
+
+
 def test_without_a_row_that_decodes_prompts_have_no_budget() -> None:
     scheduler = scheduler_of(2)
     scheduler.add(sequence(0, prompt=2 * PREFILL_BUDGET))
