@@ -30,6 +30,7 @@ from checkpoints.hub import resolve
 
 SERVED, VLLM_SERVED = "jaxllm serve", "vllm serve"
 DEFAULT = "smollm2-135m"
+WARM = 2  # runs in which the last of the programs are compiled
 
 
 def main() -> None:
@@ -99,22 +100,23 @@ def soak(args: argparse.Namespace, max_model_len: int) -> dict[str, Any]:
     """So many clients for so long, and what is left then."""
     workload = Workload.of(args, open_checkpoint(resolve(args.model or DEFAULT)).config.vocab_size)
     with closing(our_server(args, max_model_len, args.clients)) as server:
-        server.serve(workload.requests(0))  # everything is compiled
-        rss, start, run = [server.rss_bytes()], time.monotonic(), 0
-        while time.monotonic() < start + 60 * args.minutes:
-            run += 1
+        for run in range(WARM):
             server.serve(workload.requests(run))
+        rss, start, count = [server.rss_bytes()], time.monotonic(), 0
+        while time.monotonic() < start + 60 * args.minutes:
+            server.serve(workload.requests(WARM + len(rss)))
+            count += workload.count
             rss.append(server.rss_bytes())
-            print(f"  {time.monotonic() - start:6.0f} s, {run * workload.count} requests, {rss[-1] / 1e6:.0f} MB", flush=True)
+            print(f"  {time.monotonic() - start:6.0f} s, {count} requests, {rss[-1] / 1e6:.0f} MB", flush=True)
         seconds = time.monotonic() - start
         left = {
             name: server.metric(f"jaxllm:{name}")
             for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         }
-    tokens = run * sum(workload.new_lengths)
-    print(f"{run * workload.count} requests of {args.clients} clients in {seconds:.0f} s: {tokens / seconds:.1f} tok/s, memory "
+    tokens = (len(rss) - 1) * sum(workload.new_lengths)
+    print(f"{count} requests of {args.clients} clients in {seconds:.0f} s: {tokens / seconds:.1f} tok/s, memory "
           f"{rss[-1] / rss[0] - 1:+.1%}, left: {left}")  # fmt: skip
-    return {"clients": args.clients, "seconds": seconds, "requests": run * workload.count, "rss_bytes": rss, "left": left,
+    return {"clients": args.clients, "seconds": seconds, "requests": count, "rss_bytes": rss, "left": left,
             "new_tokens_per_second": tokens / seconds, "workload": workload.describe()}  # fmt: skip
 
 
