@@ -23,6 +23,7 @@ from jaxllm.serving.server import Server, Settings
 
 SIZES = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
 CLIENTS = 16
+HANGS = 120  # seconds, after which an answer hangs; it may need programs of its own, and run to the context's end
 # Emoji, CJK, marks that combine.
 SCRIPTS = "[ab \U0001f600\U0001f1f0\u65e5\u672c\u8a9e\ud55c\uae00\u00e9\u0301\u0915\u094d\u0937]{20,40}"
 STOPS = [None, "\u672c", ["\U0001f600a", "\u0301"], ["\u8a9e\ud55c", "b a"]]
@@ -143,7 +144,7 @@ def _ask(operation: Any, examples: int) -> None:
         max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], derandomize=True
     )
     def ask(case: Any) -> None:
-        answer = case.call()
+        answer = case.call(timeout=HANGS)
         assert answer.status_code < 500, answer.text
         assert "Traceback" not in answer.text
 
