@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from bench.peers import VLLM, preloads
+from bench.machine import status_bytes
+from bench.peers import VLLM
 from bench.workload import Request, Served, Times
 
 START_SECONDS = 600
@@ -91,8 +92,7 @@ class HttpServer:
 
     def rss_bytes(self) -> int:
         """What the process has in memory now; Linux alone."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+        return status_bytes("VmRSS", self.process.pid)
 
     def _seconds_of_main_thread(self) -> float:
         """CPU time of the thread that answers, which is not the engine's; Linux alone."""
@@ -115,17 +115,19 @@ class HttpServer:
 def ours(model: str, options: dict[str, Any], clients: int | None = None) -> HttpServer:
     """`jaxllm serve`; `options` are its own, without those that are None."""
     port = free_port()
-    given = [item for name, value in options.items() if value is not None for item in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "jaxllm", "serve", model, "--served-model-name", "it", "--port", str(port), *given]
-    return HttpServer(command, port, "it", clients=clients)
+    command = [sys.executable, "-m", "jaxllm", "serve", model, "--served-model-name", "it", "--port", str(port)]
+    return HttpServer([*command, *_given(options)], port, "it", clients=clients)
 
 
 def vllm(python: Path, folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, kv_bytes_per_token: int) -> HttpServer:
     """`vllm serve` of a folder of safetensors, with a cache as large as that of `bench.peers.VLLM`."""
     port = free_port()
-    cache = max_num_seqs * (max_model_len + 2 * VLLM.BLOCK) * kv_bytes_per_token
+    cache = VLLM.cache_bytes(max_model_len, max_num_seqs, kv_bytes_per_token)
     options = {"dtype": dtype, "max-model-len": max_model_len, "max-num-seqs": max_num_seqs, "kv-cache-memory-bytes": cache}
-    given = [item for name, value in options.items() for item in (f"--{name}", str(value))]
     command = [str(python), "-I", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "it"]
-    env = {"LD_PRELOAD": preloads(python), "VLLM_LOGGING_LEVEL": "WARNING"}
-    return HttpServer([*command, "--port", str(port), *given], port, "it", env)
+    return HttpServer([*command, "--port", str(port), *_given(options)], port, "it", VLLM.environment(python))
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    """Options of a command line, those that are None left out."""
+    return [item for name, value in options.items() if value is not None for item in (f"--{name}", str(value))]

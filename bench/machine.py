@@ -68,8 +68,13 @@ def process_seconds() -> float:
 
 def peak_bytes() -> int:
     """Most memory that this process has had resident, mapped files included; Linux alone. `getrusage` counts its parent's too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return status_bytes("VmHWM")
+
+
+def status_bytes(name: str, pid: int | str = "self") -> int:
+    """A size that the kernel states of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -109,22 +109,32 @@ class VLLM:
     SPINS = 1.5  # seconds; for one after its last step its worker looks for work without pause, on a core of its own
 
     def __init__(self, python: Path, folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, kv_bytes_per_token: int):
-        """`folder`: of safetensors. Its cache holds `max_num_seqs` sequences of full length, and a block more of each.
-
-        By default it would take nearly all of the machine's memory, or refuse to start where that is not free.
-        """
+        """`folder`: of safetensors."""
         options = {
             "model": str(folder),
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
-            "kv_cache_memory_bytes": max_num_seqs * (max_model_len + 2 * self.BLOCK) * kv_bytes_per_token,
+            "kv_cache_memory_bytes": self.cache_bytes(max_model_len, max_num_seqs, kv_bytes_per_token),
             "skip_tokenizer_init": True,
         }
         command = [str(python), "-I", str(Path(__file__).with_name("vllm_peer.py")), json.dumps(options)]
-        env = os.environ | {"LD_PRELOAD": preloads(python)} | {"VLLM_LOGGING_LEVEL": "WARNING"}
+        env = os.environ | self.environment(python)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.version = self._answer()["version"]
+
+    @classmethod
+    def cache_bytes(cls, max_model_len: int, max_num_seqs: int, kv_bytes_per_token: int) -> int:
+        """For `max_num_seqs` sequences of full length, and a block more of each.
+
+        By default it would take nearly all of the machine's memory, or refuse to start where that is not free.
+        """
+        return max_num_seqs * (max_model_len + 2 * cls.BLOCK) * kv_bytes_per_token
+
+    @staticmethod
+    def environment(python: Path) -> dict[str, str]:
+        """What it is started with beside this process's own."""
+        return {"LD_PRELOAD": preloads(python), "VLLM_LOGGING_LEVEL": "WARNING"}
 
     def serve(self, requests: list[Request]) -> Served:
         """Every request when it arrives; its process tells the time, and is idle again when this returns."""

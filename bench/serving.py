@@ -11,7 +11,6 @@ last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -23,7 +22,7 @@ from bench.http_servers import HttpServer
 from bench.machine import describe, report
 from bench.peers import safetensors_folder
 from bench.subject import Subject, add_options
-from bench.throughput import OURS, Ours, Server, add_workload, compared, measure, print_table, print_workload, refusal
+from bench.throughput import OURS, Ours, Server, add_workload, compared, measure, medians, print_table, print_workload, refusal
 from bench.workload import Workload
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.hub import resolve
@@ -64,7 +63,7 @@ def compare(args: argparse.Namespace, max_model_len: int) -> dict[str, Any]:
     with servers(subject, args, max_model_len) as those:
         runs = measure(those, workload, args.repeats)
         versions = {name: server.version for name, server in those.items() if isinstance(server, HttpServer)}
-    rows = {name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
+    rows = medians(runs)
     of_server = rows[SERVED]
     steps = sum(workload.new_lengths) / args.max_num_seqs
     of_server["server_ms_per_step"] = 1e3 * of_server["main_thread_seconds"] / steps

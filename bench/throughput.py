@@ -54,7 +54,7 @@ def main() -> None:
     with servers(subject, args, max_model_len) as those:
         runs = measure(those, workload, args.repeats)
         versions = {name: server.version for name, server in those.items() if isinstance(server, VLLM)}
-    rows = {name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
+    rows = medians(runs)
     ratios = {name: compared(rows[OURS], row) for name, row in rows.items() if name != OURS}
     print_table(rows, ratios)
     report({"bench": "throughput", "model": subject.name, "dtype": args.dtype, "layout": args.layout, "machine": describe(),
@@ -111,6 +111,11 @@ def measure(servers: dict[str, Server], workload: Workload, repeats: int) -> dic
         for name, server in servers.items():
             runs[name].append(summary(requests, server.serve(requests)))
     return {name: of[1:] for name, of in runs.items()}
+
+
+def medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each server's runs, number by number."""
+    return {name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
 
 
 class Ours:

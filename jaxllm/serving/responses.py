@@ -100,7 +100,7 @@ class Responses(Form):
 
     Args:
       body: what was asked for, which the answer repeats.
-      reader: of the text, where it is more than what is said.
+      readers: of the one sample's text, where it is more than what is said.
     """
 
     prefix, kind = "resp_", "response"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -104,7 +103,7 @@ def test_a_keyword_that_is_not_followed_is_refused_by_name(maker: GrammarMaker, 
         maker.make(StructuredOutputsParams(json=schema))
 
 
-def test_the_tests_walk_can_fail(maker: GrammarMaker, tmp_path: Path) -> None:
+def test_the_tests_walk_can_fail(maker: GrammarMaker) -> None:
     """A walk under one schema is no answer to another."""
     found = walk(maker.make(StructuredOutputsParams(json={"type": "integer"})), random.Random(0)).decode()
     assert not jsonschema_rs.Draft202012Validator({"type": "string"}).is_valid(json.loads(found))
