@@ -178,10 +178,14 @@ class Sampled(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Log-probabilities [B, P, M] float32 of the targets, and whether each is the likeliest id, [B, P, M] bool."""
+    """Log-probabilities [B, P, M] float32 of the targets; the likeliest id in their place [B, P] int32, and its own, float32.
+
+    Of several equally likely ids it is the first, as argmax has it.
+    """
 
     logprob: Array
-    greedy: Array
+    likeliest: Array
+    top_logprob: Array
 
 
 def empty_token_batch(layout: Layout, tokens: int, groups: int, width: int) -> tuple[TokenBatch, np.ndarray]:

@@ -21,7 +21,7 @@ CHUNK = 128  # tokens
 def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Scored:
     """Last hidden states [B, T, D] of the batch's tokens -> log-probabilities of its targets."""
     layout, vocab = model.layout, model.config.vocab_size
-    rows = layout.spec(("rows", None, None))
+    rows, each = layout.spec(("rows", None, None)), layout.spec(("rows", None))
 
     def local(hidden: jax.Array, table: jax.Array, scored: jax.Array, targets: jax.Array, chunks: jax.Array) -> Scored:
         b, p, m = targets.shape
@@ -35,24 +35,27 @@ def score_hidden(model: Decoder, hidden: jax.Array, batch: PackedBatch) -> Score
             logits = jnp.where(own[None, :] < vocab, logits, -jnp.inf)  # padding of the vocabulary
             new = _reduce(logits, own, wanted.reshape(b * CHUNK, m))
             return jax.tree.map(
-                lambda all, part: jax.lax.dynamic_update_slice_in_dim(all, part.reshape(b, CHUNK, m), i * CHUNK, axis=1), out, new
+                lambda all, part: jax.lax.dynamic_update_slice_in_dim(
+                    all, part.reshape(b, CHUNK, *all.shape[2:]), i * CHUNK, axis=1
+                ),
+                out,
+                new,
             )
 
-        empty = Scored(jnp.zeros((b, p, m), jnp.float32), jnp.zeros((b, p, m), bool))
+        empty = Scored(jnp.zeros((b, p, m), jnp.float32), jnp.zeros((b, p), jnp.int32), jnp.zeros((b, p), jnp.float32))
         return jax.lax.fori_loop(0, chunks, chunk, empty)
 
-    specs = (rows, layout.spec(("vocab", None)), layout.spec(("rows", None)), rows, layout.spec(()))
-    whole = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=Scored(rows, rows), check_vma=False)
+    specs = (rows, layout.spec(("vocab", None)), each, rows, layout.spec(()))
+    whole = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=Scored(rows, each, each), check_vma=False)
     return whole(model.final(hidden), model.table.matrix(), batch.scored, batch.targets, batch.chunks)
 
 
 def _reduce(logits: jax.Array, own: jax.Array, targets: jax.Array) -> Scored:
-    """logits [C, own shard of V], the ids of that shard, targets [C, M] -> [C, M]. Runs on each device of the model axis."""
+    """logits [C, own shard of V], the ids of that shard, targets [C, M] -> [C, M], [C], [C]. Runs on each device of "model"."""
     top = jax.lax.pmax(jnp.max(logits, axis=-1, keepdims=True), "model")
-    total = jax.lax.psum(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True), "model")
+    total = jnp.log(jax.lax.psum(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True), "model"))
     here = (targets >= own[0]) & (targets <= own[-1])
     found = jnp.take_along_axis(logits, jnp.clip(targets - own[0], 0, len(own) - 1), axis=-1)
     logit = jax.lax.psum(jnp.where(here, found, 0), "model")
-    # The first of several equal maxima, as argmax has it.
-    first = jnp.min(jnp.where(logits == top, own[None, :], jnp.iinfo(jnp.int32).max), axis=-1, keepdims=True)
-    return Scored(logit - top - jnp.log(total), targets == jax.lax.pmin(first, "model"))
+    first = jnp.min(jnp.where(logits == top, own[None, :], jnp.iinfo(jnp.int32).max), axis=-1)
+    return Scored(logit - top - total, jax.lax.pmin(first, "model"), -total[:, 0])

@@ -32,12 +32,17 @@ AHEAD = 2  # steps queued on the devices before the results of the first are fet
 
 @dataclass(frozen=True)
 class Score:
-    """A continuation's log-probability, that of each of its tokens, and whether each of them is the likeliest one."""
+    """A continuation's log-probability, that of each of its tokens, and whether each of them is the likeliest one.
+
+    `top_token_ids` are the likeliest in the tokens' places, `top_logprobs` their log-probabilities.
+    """
 
     logprob: float
     token_logprobs: list[float]
     is_greedy: bool
     token_ids: list[int]
+    top_token_ids: list[int]
+    top_logprobs: list[float]
 
 
 class Shape(NamedTuple):
@@ -183,7 +188,7 @@ class RowTargets:
 
 def _scores(packing: Packing, rows: list[RowTargets], scored: Any) -> Iterator[tuple[int, Score]]:
     host: Scored = to_host(scored)
-    for one, logprob, greedy in zip(rows, host.logprob, host.greedy, strict=False):
+    for one, logprob, likeliest, top in zip(rows, host.logprob, host.likeliest, host.top_logprob, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
             if i not in packing.wanted:
                 continue
@@ -192,5 +197,6 @@ def _scores(packing: Packing, rows: list[RowTargets], scored: Any) -> Iterator[t
                 raise RequestError(
                     f"{packing.name(i)}: the model's logits are not numbers; try dtype='float32', or check its weights"
                 )
-            ids = list(packing.pairs[i][1])
-            yield i, Score(float(logprobs.sum()), logprobs.tolist(), bool(greedy.reshape(-1)[found].all()), ids)
+            ids, at = list(packing.pairs[i][1]), found // TARGETS
+            best, of_best = likeliest[at].tolist(), top[at].tolist()
+            yield i, Score(float(logprobs.sum()), logprobs.tolist(), best == ids, ids, best, of_best)
