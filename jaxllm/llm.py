@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 
@@ -59,7 +59,6 @@ from sharding.mesh import pick_devices
 
 Prompts = Prompt | Sequence[Prompt]
 
-T = TypeVar("T")
 _LOG = logging.getLogger("jaxllm")
 
 
@@ -279,7 +278,7 @@ class LLM:
         requests = parse_score_requests(requests)
         packing = self.pack(requests, truncate=truncate)
         scores: list[Score | None] = [None] * len(packing.pairs)
-        for done, (i, score) in enumerate(self._between_steps(self.scorer.run(packing)), start=1):
+        for done, (i, score) in enumerate(self.run_packing(packing), start=1):
             scores[i] = score
             if progress is not None:
                 progress(done, len(scores))
@@ -368,6 +367,10 @@ class LLM:
         live = of_arrays(self.checkpoint, self._params.result(), self.plan.layout, self.plan.dtype)
         convert(prepare(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
 
+    def run_packing(self, packing: Packing) -> Generator[tuple[int, Score]]:
+        """(index of the pair, its score) as they come, each made by the thread that has the devices, between its steps."""
+        return self._loop.iterate(self.scorer.run(packing))
+
     @property
     def statistics(self) -> Statistics:
         """What generating has done so far: tokens of prompts, how many of them were shared, sequences computed again."""
@@ -444,15 +447,6 @@ class LLM:
         self._check_process()
         with self._lock:
             yield
-
-    def _between_steps(self, results: Iterator[T]) -> Iterator[T]:
-        """The results, each made by the thread that has the devices."""
-        end = object()
-        while True:
-            result = self._loop.run(lambda: next(results, end))
-            if result is end:
-                return
-            yield result  # type: ignore[misc]
 
     def __reduce__(self) -> str:
         raise TypeError("an LLM holds devices and cannot be pickled or copied: make it in the process that uses it")

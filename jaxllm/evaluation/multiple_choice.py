@@ -134,7 +134,7 @@ def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterat
     """Answers to the questions that are left, as they come."""
     starts = _starts(questions)
     logprobs: dict[int, dict[int, float]] = {}
-    for pair, score in llm.scorer.run(packing):
+    for pair, score in llm.run_packing(packing):
         index = int(np.searchsorted(starts, pair, side="right")) - 1
         found = logprobs.setdefault(index, {})
         found[pair - int(starts[index])] = score.logprob

@@ -1,12 +1,13 @@
 """The one thread that owns an engine: any number of threads submit to it and wait for their own requests.
 
-It lives while there is something to do. A step is queued behind the one that runs wherever it does not depend on that one's
-tokens, so that the devices go on while texts are made of them.
+It lives while there is something to do, or an iteration that may ask for more. A step is queued behind the one that runs
+wherever it does not depend on that one's tokens, so that the devices go on while texts are made of them.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import time
 import weakref
@@ -91,9 +92,11 @@ class EngineLoop:
     def __init__(self, engine: Callable[[], Engine], check: Callable[[], None] = lambda: None):
         self._make_engine, self._check = engine, check
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)  # of the inbox, of iterations that end, of closing
         self._inbox: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._iterations = 0
         self._alive = 0.0  # when the thread last began a turn, by `time.monotonic`
         # What follows is the thread's own.
         self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
@@ -133,10 +136,31 @@ class EngineLoop:
         self._post(do)
         return done.result()
 
+    def iterate(self, results: Generator[T]) -> Generator[T]:
+        """The results, each made between two steps, and all on one thread, whose programs run one after another.
+
+        Those of two threads would run side by side, and XLA's on a CPU then give wrong numbers (jaxlib 0.10.2: of products some
+        rows): a thread must not end, and another begin, while results that are to come are being computed.
+        """
+        end = object()
+        with self._lock:
+            self._iterations += 1
+        try:
+            while (result := self.run(lambda: next(results, end))) is not end:
+                yield result  # type: ignore[misc]
+        finally:
+            if threading.current_thread() is self._thread:  # the garbage collector's choice
+                results.close()
+            elif not self._closing:
+                self.run(results.close)
+            with self._lock:
+                self._iterations -= 1
+                self._news.notify()
+
     @property
     def seconds_without_step(self) -> float:
         """How long ago a turn was begun that has not ended; 0 where there is nothing to do."""
-        return 0.0 if self._thread is None else time.monotonic() - self._alive
+        return 0.0 if self._thread is None else max(time.monotonic() - self._alive, 0.0)
 
     def join(self) -> None:
         """Wait until there is nothing to do."""
@@ -145,13 +169,16 @@ class EngineLoop:
 
     def close(self) -> None:
         """Stop after the step that runs."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
+            self._news.notify()
         self.join()
 
     def _post(self, message: Callable[[], None]) -> None:
         self._check()
         with self._lock:
             self._inbox.append(message)
+            self._news.notify()
             if self._thread is None and not self._closing:
                 self._alive = time.monotonic()
                 self._thread = threading.Thread(target=self._work, name="jaxllm-engine", daemon=True)
@@ -162,6 +189,9 @@ class EngineLoop:
     def _work(self) -> None:
         while True:
             with self._lock:
+                while self._iterations and not (self._inbox or self._busy or self._closing):
+                    self._alive = math.inf
+                    self._news.wait()
                 messages = list(self._inbox)
                 self._inbox.clear()
                 if self._closing or not (messages or self._busy):

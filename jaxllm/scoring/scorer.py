@@ -7,7 +7,7 @@ stays ahead of the devices: a step's results are fetched when the next ones have
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -82,16 +82,22 @@ class Scorer:
         for _, shape in self.batches(packing):
             self._program(shape)
 
-    def run(self, packing: Packing) -> Iterator[tuple[int, Score]]:
-        """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers."""
+    def run(self, packing: Packing) -> Generator[tuple[int, Score]]:
+        """(index of the pair, its score), as they come. Raises RequestError where the model's logits are no numbers.
+
+        Where it is left early, the devices have ended what they were given.
+        """
         queued: deque[tuple[list[RowTargets], Scored]] = deque()
         params = self.params()
-        for rows, shape in self.batches(packing):
-            queued.append((rows, self._program(shape)(params, self._batch(rows, shape))))
-            if len(queued) > AHEAD:
+        try:
+            for rows, shape in self.batches(packing):
+                queued.append((rows, self._program(shape)(params, self._batch(rows, shape))))
+                if len(queued) > AHEAD:
+                    yield from _scores(packing, *queued.popleft())
+            while queued:
                 yield from _scores(packing, *queued.popleft())
-        for step in queued:
-            yield from _scores(packing, *step)
+        finally:
+            jax.block_until_ready([scored for _, scored in queued])
 
     def batches(self, packing: Packing) -> list[tuple[list[RowTargets], Shape]]:
         """(rows, shape of the program) of each step that scores a wanted pair."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +21,13 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.errors import CheckpointError
 from checkpoints.load import load
-from jaxllm import LLM, RequestError
+from jaxllm import LLM, RequestError, SamplingParams
 from jaxllm.decoder import tree_attention as trees
 from jaxllm.decoder.attention import AttentionSpec
 from jaxllm.evaluation.multiple_choice import read_questions
-from jaxllm.execution.batch import TARGETS
+from jaxllm.execution.batch import TARGETS, Scored
 from jaxllm.execution.steps import Steps
-from jaxllm.scoring.scorer import Scorer
+from jaxllm.scoring.scorer import Scorer, Shape
 from jaxllm.scoring.trie import Trie, pack
 from sharding.layout import make_layout
 
@@ -190,6 +194,48 @@ def test_llm_scores_texts_and_ids(tmp_path: Path) -> None:
     [[cut]] = llm.score([([7] * 9 + [1] * 59, [[1] * 6])], truncate=True)
     [[short]] = llm.score([([1] * 59, [[1] * 6])])
     assert cut == short
+
+
+def test_what_was_queued_has_ended_when_scoring_is_left(small: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[Scored] = []
+    program = small._program
+
+    def kept(shape: Shape) -> Callable[..., Scored]:
+        def run(*args: Any) -> Scored:
+            queued.append(program(shape)(*args))
+            return queued[-1]
+
+        return run
+
+    monkeypatch.setattr(small, "_program", kept)
+    packing = small.pack([([i], [i + 1] * 200) for i in range(8)])
+    run = small.run(packing)
+    next(run)
+    run.close()
+    assert 1 < len(queued) < len(packing.rows) and all(one.is_ready() for one in jax.tree.leaves(queued))
+
+
+def test_a_packing_is_run_by_one_thread(tmp_path: Path) -> None:
+    """Programs of two threads run side by side, and jaxlib 0.10.2's on a CPU then give other numbers."""
+    llm = LLM(write_tiny(tmp_path), devices=1)
+    threads = []
+
+    def results() -> Generator[int]:
+        for i in range(6):
+            threads.append(threading.current_thread())
+            yield i
+        threads.append(threading.current_thread())
+
+    for i in (iterated := llm._loop.iterate(results())):
+        time.sleep(0.05)  # in which a thread would end that has nothing to do
+        if i == 3:
+            llm.generate([5, 6], SamplingParams(max_tokens=2))
+    assert len(threads) == 7 and len({*threads}) == 1
+    iterated = llm._loop.iterate(results())
+    next(iterated)
+    iterated.close()
+    llm._loop.join()
+    assert llm.seconds_without_step == 0 and llm.score([([5], [[6]])])
 
 
 def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
