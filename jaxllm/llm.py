@@ -138,12 +138,12 @@ class LLM:
         if not TILE <= self._step_tokens <= MAX_STEP_TOKENS:
             raise ValueError(f"max_num_batched_tokens={max_num_batched_tokens}: a number from {TILE} to {MAX_STEP_TOKENS}")
         self._enable_prefix_caching = checks.flag("enable_prefix_caching", enable_prefix_caching)
-        self._batch_invariant = checks.flag("batch_invariant", batch_invariant)
+        self.batch_invariant = checks.flag("batch_invariant", batch_invariant)
         if generation_config not in ("auto", "vllm"):
             raise RequestError(f"generation_config={checks.shown(generation_config)}: there are 'auto' and 'vllm'")
         if checks.text("logprobs_mode", logprobs_mode) not in LOGPROBS_MODES:
             raise RequestError(f"logprobs_mode={checks.shown(logprobs_mode)}: there are {', '.join(LOGPROBS_MODES)}")
-        self._logprobs_mode = LOGPROBS_MODES[logprobs_mode]
+        self.logprobs_mode = LOGPROBS_MODES[logprobs_mode]
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
         self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
@@ -186,7 +186,7 @@ class LLM:
 
     def _make_steps(self) -> None:
         try:
-            self._steps.set_result(Steps(self.config, self.plan.layout, self.plan.dtype, self._logprobs_mode))
+            self._steps.set_result(Steps(self.config, self.plan.layout, self.plan.dtype, self.logprobs_mode))
         except BaseException as error:
             self._steps.set_exception(error)
 
@@ -204,7 +204,7 @@ class LLM:
                     max_num_seqs=self.plan.max_num_seqs,
                     max_num_batched_tokens=self._step_tokens,
                     enable_prefix_caching=self._enable_prefix_caching,
-                    batch_invariant=self._batch_invariant,
+                    batch_invariant=self.batch_invariant,
                     on_program=self._on_program,
                 )
             return self._engine

@@ -55,7 +55,15 @@ MAY_IMPORT = {
     "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation", "jaxllm.serving"),
     "jaxllm.evaluation": (*GROUND, "jaxllm", "jaxllm.evaluation", "jaxllm.llm", "jaxllm.scoring"),
     "jaxllm.integrations": (*DOOR, "jaxllm.evaluation", "jaxllm.integrations"),
-    "jaxllm.serving": (*GROUND, "jaxllm", "jaxllm.execution", "jaxllm.generation", "jaxllm.llm", "jaxllm.serving"),
+    "jaxllm.serving": (
+        *GROUND,
+        "jaxllm",
+        "jaxllm.execution",
+        "jaxllm.generation",
+        "jaxllm.llm",
+        "jaxllm.scoring",
+        "jaxllm.serving",
+    ),
     "bench": PACKAGES,
 }
 # What only some modules may import.

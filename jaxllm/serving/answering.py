@@ -16,6 +16,7 @@ from jaxllm.generation.request import Request as Generated
 from jaxllm.serving.answers import Form
 from jaxllm.serving.errors import ApiError, failed
 from jaxllm.serving.generation import Delta, deltas, unless_gone
+from jaxllm.serving.prompt_scores import is_for_scorer
 from jaxllm.serving.protocol import Body, Sampled
 from jaxllm.serving.server import Server
 
@@ -26,7 +27,9 @@ _LOG = logging.getLogger("jaxllm")
 async def answer(server: Server, body: Sampled, request: Request, form: Form) -> Response:
     """Answer at once, or in a stream."""
     headers = ignored(body)
-    form.return_token_ids = bool(body.return_token_ids)
+    form.return_token_ids, form.return_prompt_logprobs = bool(body.return_token_ids), body.prompt_logprobs is not None
+    if body.stream and form.return_prompt_logprobs:
+        raise ApiError(400, "prompt_logprobs do not come in a stream: leave one out", param="prompt_logprobs")
     if body.request_id is not None:
         form.id = form.prefix + body.request_id
     admission = ExitStack()
@@ -34,7 +37,7 @@ async def answer(server: Server, body: Sampled, request: Request, form: Form) ->
     if body.stream:
         return EventStream(_events(server, form, body.wants_usage), admission, headers)
     with admission:
-        ended = await unless_gone(request.receive, _until_ended(server, form.requests))
+        ended = await unless_gone(request.receive, _until_ended(server, form))
     return JSONResponse(form.whole() if ended else None, headers=headers)
 
 
@@ -60,8 +63,13 @@ async def _news(server: Server, requests: list[Generated], steps: int) -> AsyncG
             yield found
 
 
-async def _until_ended(server: Server, requests: list[Generated]) -> bool:
-    async with aclosing(_news(server, requests, MAX_STEPS)) as news:
+async def _until_ended(server: Server, form: Form) -> bool:
+    if not form.return_prompt_logprobs and is_for_scorer(server.llm, form.requests):  # who asks for them is told their ranks
+        watch = server.metrics.watch(form.requests)
+        await server.prompt_scores.answer(form.requests)
+        watch.see(list(form.everything()))
+        return True
+    async with aclosing(_news(server, form.requests, MAX_STEPS)) as news:
         async for _ in news:
             pass
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic_core import to_json
@@ -38,6 +39,10 @@ def _number(logprob: float) -> float:
     return max(logprob, LOWEST)
 
 
+def _choice(one: Logprob) -> dict[str, Any]:
+    return asdict(one) | {"logprob": _number(one.logprob)}
+
+
 def _chosen_first(token: int, choices: dict[int, Logprob], top: int) -> tuple[Logprob, list[Logprob]]:
     """The token that was generated, and the `top` likeliest in its place, in order."""
     likeliest = sorted((choice for choice in choices.values() if choice.rank <= top), key=lambda choice: choice.rank)
@@ -61,11 +66,15 @@ class Form:
 
     def __init__(self, model: str, requests: list[Request], top: int | None):
         self.model, self.requests, self.top = model, requests, top
-        self.return_token_ids = False
+        self.return_token_ids = self.return_prompt_logprobs = False
         self.id = self.prefix + new_id()
         self.created = now()
         self.samples = len(requests[0].samples)
         self.generated = 0
+
+    def kept(self, delta: Delta) -> Delta:
+        """What the client is told of it."""
+        return delta
 
     def place(self, delta: Delta) -> int:
         """The index of a sample among all choices."""
@@ -99,7 +108,7 @@ class Form:
 
     def chunk(self, deltas: Iterable[Delta]) -> Iterator[bytes]:
         """An event for each sample that gained something."""
-        for delta in deltas:
+        for delta in map(self.kept, deltas):
             self.generated += len(delta.token_ids)
             choice = {"index": self.place(delta), **self.piece(delta), "finish_reason": self.reason(delta)}
             if delta.finish_reason is not None:
@@ -122,7 +131,7 @@ class Form:
     def whole(self) -> dict[str, Any]:
         """The answer at once, after all have ended."""
         choices = []
-        for delta in self.everything():
+        for delta in map(self.kept, self.everything()):
             self.generated += len(delta.token_ids)
             choice = {"index": self.place(delta), **self.all(delta), "finish_reason": self.reason(delta)}
             choice["stop_reason"] = delta.stop_reason
@@ -138,20 +147,36 @@ class Form:
                 yield Delta(r, one.index, one.text, one.token_ids, one.logprobs, one.finish_reason, one.stop_reason)
 
     def all(self, delta: Delta) -> dict[str, Any]:
-        """What a choice of the whole answer has: of most forms what a piece has."""
-        return self.piece(delta)
+        """What a choice of the whole answer has."""
+        raise NotImplementedError
+
+    def of_prompt(self, request: int) -> dict[str, Any]:
+        """The log-probabilities of a prompt's tokens by their ids, as vLLM reports them, where they were asked for."""
+        if not self.return_prompt_logprobs:
+            return {}
+        found = self.requests[request].samples[0].of_prompt() or []
+        return {"prompt_logprobs": [one and {str(token): _choice(choice) for token, choice in one.items()} for one in found]}
 
 
 class Completion(Form):
-    """Of `/v1/completions`. With `echo` the prompt precedes what follows it, its log-probabilities too."""
+    """Of `/v1/completions`. With `echo` the prompt precedes what follows it, its log-probabilities too, or stands `alone`."""
 
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
-    def __init__(self, *args: Any, echo: bool = False, **options: Any):
+    def __init__(self, *args: Any, echo: bool = False, alone: bool = False, **options: Any):
         super().__init__(*args, **options)
-        self.echo = echo
+        self.echo, self.alone = echo, alone
         self._offsets: dict[int, int] = {}
         self._begun: set[int] = set()
+
+    def kept(self, delta: Delta) -> Delta:
+        if not self.alone:
+            return delta
+        none: Any = None if delta.logprobs is None else []
+        return replace(delta, text="", token_ids=[], logprobs=none, finish_reason="length", stop_reason=None)
+
+    def all(self, delta: Delta) -> dict[str, Any]:
+        return self.piece(delta) | self.of_prompt(delta.request)
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         place, request = self.place(delta), self.requests[delta.request]
@@ -205,6 +230,9 @@ class Chat(Form):
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         return {"delta": self._message(delta), "logprobs": self._logprobs(delta)}
+
+    def whole(self) -> dict[str, Any]:
+        return super().whole() | self.of_prompt(0)
 
     def all(self, delta: Delta) -> dict[str, Any]:
         message = self._message(delta)

@@ -124,12 +124,14 @@ async def completions(server: Served, body: CompletionRequest, request: Request)
     """Go on with a text, or with each of several."""
     server.check_model(body.model)
     prompts = [body.queued(prompt) for prompt in parse_prompts(body.prompt)]
-    params = body.params(server.llm.generation_defaults, body.max_tokens, body.logprobs)
+    alone = body.echo and body.max_tokens == 0  # the prompt, with nothing after it
+    params = body.params(server.llm.generation_defaults, 1 if alone else body.max_tokens, body.logprobs)
     if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
         params.prompt_logprobs = body.logprobs
     requests = await in_thread(lambda: server.llm.make_requests(prompts, [params] * len(prompts)))
     check_room(server, requests, body.max_tokens if "max_tokens" in body.model_fields_set else None)
-    return await answer(server, body, request, Completion(server.name_of(body), requests, body.logprobs, echo=body.echo))
+    form = Completion(server.name_of(body), requests, body.logprobs, echo=body.echo, alone=alone)
+    return await answer(server, body, request, form)
 
 
 @router.post("/v1/chat/completions", response_model=None)

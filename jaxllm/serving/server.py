@@ -17,6 +17,7 @@ from jaxllm.serving.errors import ApiError
 from jaxllm.serving.generation import now
 from jaxllm.serving.messages import response_template
 from jaxllm.serving.metrics import Metrics
+from jaxllm.serving.prompt_scores import PromptScores
 from jaxllm.serving.protocol import Sampled
 
 STUCK_SECONDS = 300.0  # in which a step ends, the compilation of a large model's programs included
@@ -97,6 +98,11 @@ class Server:
     def response_template(self) -> dict[str, Any] | None:
         """How the model's answers are written."""
         return response_template(self.llm.get_tokenizer())
+
+    @cached_property
+    def prompt_scores(self) -> PromptScores:
+        """What scores prompts for their own sake."""
+        return PromptScores(self.llm, self.llm.engine.scheduler)
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError for another model than the one that is served."""

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from servers import serving
 from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm import LLM, SamplingParams
+from jaxllm.requests.outputs import RequestError
 from jaxllm.serving.server import Server, Settings
 
 SIZES = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
@@ -101,14 +103,84 @@ def test_a_chat_is_what_the_engine_says(llm: LLM, client: openai.OpenAI) -> None
 
 def test_an_echo_has_the_prompts_log_probabilities(llm: LLM, client: openai.OpenAI) -> None:
     """As lm-eval's local-completions asks for them."""
-    [[score]] = llm.score([([97, 98, 99], [[100, 101]])])
-    asked: dict[str, Any] = {"model": "tiny", "prompt": [[97, 98, 99, 100, 101]], "echo": True, "logprobs": 1, "max_tokens": 1}
-    [choice] = client.completions.create(**asked, temperature=0, seed=1).choices
-    assert choice.logprobs and choice.logprobs.token_logprobs and choice.logprobs.top_logprobs
-    assert choice.text.startswith("abcde") and len(choice.logprobs.token_logprobs) == 6
-    assert choice.logprobs.token_logprobs[3:5] == pytest.approx(score.token_logprobs, abs=1e-5)
-    first, *rest = choice.logprobs.top_logprobs[:5]
-    assert first is None and all(len(one) >= 1 for one in rest)
+    prompts = [[97, 98, 99, 100, 101], [97, 98, 99, 101], [101], [1, *[97, 98] * 60]]
+    steps = llm.statistics.steps
+    asked: dict[str, Any] = {"model": "tiny", "prompt": prompts, "echo": True, "logprobs": 1, "seed": 1, "temperature": 0}
+    found = client.completions.create(**asked, max_tokens=1)
+    assert llm.statistics.steps == steps, "the scorer does it"
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1, logprobs=1, prompt_logprobs=1))
+    for choice, output in zip(found.choices, outputs, strict=True):
+        generated = output.outputs[0]
+        assert output.prompt_logprobs and generated.logprobs
+        ids, of_tokens = [*output.prompt_token_ids, *generated.token_ids], [*output.prompt_logprobs, *generated.logprobs]
+        logprobs = choice.logprobs
+        assert logprobs and logprobs.token_logprobs and logprobs.top_logprobs and logprobs.top_logprobs[0] is None
+        assert logprobs.token_logprobs[0] is None
+        for token, one, number, top in zip(
+            ids[1:], of_tokens[1:], logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True
+        ):
+            assert one and number == pytest.approx(one[token].logprob, abs=1e-5)
+            assert top == {c.decoded_token: pytest.approx(c.logprob, abs=1e-5) for c in one.values() if c.rank == 1}
+        prompt = llm.tokenizer.decode(output.prompt_token_ids)
+        assert (choice.text, choice.finish_reason) == (prompt + generated.text, generated.finish_reason)
+    alone = client.completions.create(**asked, max_tokens=0)
+    assert alone.usage and alone.usage.completion_tokens == 0
+    for choice, one in zip(found.choices, alone.choices, strict=True):
+        assert choice.logprobs and one.logprobs and one.logprobs.tokens
+        assert one.logprobs.token_logprobs == (choice.logprobs.token_logprobs or [])[: len(one.logprobs.tokens)]
+        assert one.text == "".join(one.logprobs.tokens) and one.finish_reason == "length"
+
+
+def test_prompts_that_come_together_are_scored_together(llm: LLM, http: httpx.Client) -> None:
+    asked = {"echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
+    prompts = [[*range(97, 97 + length)] for length in range(2, 14)]
+    runs: list[int] = []
+    pack = llm.pack
+
+    def slowly(some: Any) -> Any:
+        runs.append(len(some))
+        time.sleep(0.2)
+        return pack(some)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(prompts)) as pool:
+        patch.setattr(llm, "pack", slowly)
+        found = list(pool.map(lambda ids: http.post("/v1/completions", json=asked | {"prompt": ids}, timeout=60).json(), prompts))
+    assert sum(runs) == len(prompts) and len(runs) < len(prompts) / 2
+    longest = found[-1]["choices"][0]["logprobs"]["token_logprobs"]
+    for one, ids in zip(found, prompts, strict=True):
+        assert one["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)] == pytest.approx(longest[1 : len(ids)], abs=1e-5)
+
+
+def test_a_score_that_fails_ends_its_own_request(llm: LLM, http: httpx.Client) -> None:
+    run = llm.run_packing
+
+    def fail_with_101(packing: Any) -> Any:
+        time.sleep(0.1)
+        for i, score in run(packing):
+            if any(101 in ids for ids in packing.pairs[i]):
+                raise RequestError("no numbers")
+            yield i, score
+
+    asked = {"echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(8) as pool:
+        patch.setattr(llm, "run_packing", fail_with_101)
+        prompts = [[97, 98 + i] for i in range(8)]
+        found = list(pool.map(lambda ids: http.post("/v1/completions", json=asked | {"prompt": ids}).status_code, prompts))
+    assert found == [200, 200, 200, 400, 200, 200, 200, 200]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_log_probabilities_of_a_prompt_come_with_their_ranks(http: httpx.Client, path: str) -> None:
+    asked: dict[str, Any] = {"prompt": "abc", "messages": MESSAGES, "prompt_logprobs": 1, "max_tokens": 1, "temperature": 0}
+    asked.pop("messages" if path == "/v1/completions" else "prompt")
+    found = http.post(path, json=asked).json()
+    first, *rest = (found["choices"][0] if path == "/v1/completions" else found)["prompt_logprobs"]
+    assert first is None and rest
+    for one in rest:
+        assert 1 <= len(one) <= 2 and {choice["rank"] for choice in one.values()} >= {1}
+        assert all(choice["logprob"] <= 0 and isinstance(choice["decoded_token"], str) for choice in one.values())
+    refused = http.post(path, json=asked | {"stream": True})
+    assert refused.status_code == 400 and "prompt_logprobs" in refused.json()["error"]["message"]
 
 
 def test_an_answer_without_a_limit_ends_with_the_context(client: openai.OpenAI) -> None:
