@@ -49,6 +49,7 @@ class Checkpoint:
       make_tokenizer: see `tokenizer`.
       generation_defaults: sampling defaults of generation_config.json, or of config.json where there is no such file; keys of
         `SAMPLING_KEYS` alone, none of them null.
+      values: of config.json, as they were read; None where there is none.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Checkpoint:
     rules: Rules
     make_tokenizer: Callable[[], Any]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] | None = None
 
     def tokenizer(self) -> Any:
         """A transformers tokenizer, chat template included; None when the checkpoint has none."""
@@ -137,18 +139,41 @@ def _open_folder(folder: Path, hf_overrides: Mapping[str, Any] | None) -> Checkp
         files = [file.name for file in sorted(folder.glob("*.gguf"))]
         remedy = f"open {files[0]} in it" if files else f"give a folder with {CONFIG}, or a .gguf file"
         raise CheckpointError(f"{folder} has no {CONFIG}; {remedy}")
-    values, where = _read_values(folder, hf_overrides)
+    return _of_folder(folder, *_read_values(folder, hf_overrides), lambda rules: _weights(folder, rules))
+
+
+def of_config(config: Mapping[str, Any] | Path, source: Source) -> Checkpoint:
+    """A checkpoint of weights that no file holds, and of the values of a config.json or a folder with one.
+
+    The folder's tokenizer and generation defaults are the checkpoint's. Raises CheckpointError.
+    """
+    if isinstance(config, Mapping):
+        family, found, rules = read_hf(dict(config), where := f"the {CONFIG} given")
+        found, defaults = _with_dtype(found, config, source), _read_sampling(dict(config), where)
+        return Checkpoint(Path(source.where), family, found, source, rules, lambda: None, defaults, dict(config))
+    if not (config / CONFIG).is_file():
+        raise CheckpointError(f"{config} has no {CONFIG}; give a folder with one, or its values")
+    return _of_folder(config, *_read_values(config, None), lambda rules: (source, rules))
+
+
+def _of_folder(folder: Path, values: dict[str, Any], where: str, weights: Callable[[Rules], tuple[Source, Rules]]) -> Checkpoint:
     family, config, rules = read_hf(values, where)
-    source, rules = _weights(folder, rules)
-    if values.get("dtype") is None and values.get("torch_dtype") is None:
-        # As transformers does: the weights say what the config does not.
-        first = next((info.dtype for info in source.tensors.values()), "F32")
-        config = replace(config, dtype=_DTYPES.get(first, "float32"))
+    source, rules = weights(rules)
+    config, sampling = _with_dtype(config, values, source), values
     if (folder / GENERATION).exists():
-        values, where = read_json(folder / GENERATION), str(folder / GENERATION)
-    stops = token_ids(values.get("eos_token_id"), where, "eos_token_id")
+        sampling, where = read_json(folder / GENERATION), str(folder / GENERATION)
+    stops = token_ids(sampling.get("eos_token_id"), where, "eos_token_id")
     config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + stops)))
-    return Checkpoint(folder, family, config, source, rules, partial(_tokenizer, folder), _read_sampling(values, where))
+    defaults = _read_sampling(sampling, where)
+    return Checkpoint(folder, family, config, source, rules, partial(_tokenizer, folder), defaults, values)
+
+
+def _with_dtype(config: ModelConfig, values: Mapping[str, Any], source: Source) -> ModelConfig:
+    """As transformers does: the weights say what the config does not."""
+    if values.get("dtype") is not None or values.get("torch_dtype") is not None:
+        return config
+    first = next((info.dtype for info in source.tensors.values()), "F32")
+    return replace(config, dtype=_DTYPES.get(first, "float32"))
 
 
 def _read_sampling(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
-from checkpoints.config_reader import read_json
 from checkpoints.errors import CheckpointError, listed
 from checkpoints.families import FAMILIES
 from checkpoints.load import require_tied_head
@@ -357,11 +356,12 @@ def _take_along(job: Job) -> None:
 
 def _write_config(job: Job) -> None:
     """The source's own config.json, or one made from its metadata; the dtype is that of the matrices that are written."""
-    source = job.source
-    own = source.is_hugging_faces
-    write = FAMILIES[source.family].write_config
-    assert own or write is not None, "formats that are not Hugging Face's are of families that can be written"
-    values = read_json(source.path / CONFIG) if own or write is None else write(source.config)
+    source, values = job.source, job.source.values
+    if values is None:
+        write = FAMILIES[source.family].write_config
+        assert write is not None, "formats that are not Hugging Face's are of families that can be written"
+        values = write(source.config)
+    values = dict(values)
     dtypes = {str(e.dtype) for entries in job.groups.values() for e in entries if len(e.shape) > 1}
     key = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"  # before transformers 5, and since
     values[key] = dtypes.pop() if len(dtypes) == 1 else "float32"
@@ -412,4 +412,6 @@ def _flush(path: Path) -> None:
 def _source_files(path: Path) -> list[Path]:
     """Files of weights, and those that say how to read them."""
     kinds = ("*.safetensors", "*.bin", "*.pth", "config.json", "params.json", f"{ORBAX}/**/*")
-    return sorted({file for kind in kinds for file in path.glob(kind)}) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted({file for kind in kinds for file in path.glob(kind)})
+    return [path] if path.exists() else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -93,11 +93,11 @@ def load(
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen, before any weight is read.
     """
     found = leaves(config, layout, dtype)
-    specs = {spec.parameter.path: spec for spec in _matched(found, source, rules, config)}
+    specs = {spec.parameter.path: spec for spec in match_leaves(found, source, rules, config)}
     meter = _Meter(progress, sum(math.prod(leaf.shape) for leaf in found))
 
     def build(leaf: Leaf) -> jax.Array:
-        array = _build(leaf, specs, np.dtype(jnp.dtype(dtype)))
+        array = read_leaf(leaf, specs, np.dtype(jnp.dtype(dtype)))
         meter.add(array.size)
         return array
 
@@ -120,7 +120,8 @@ class _Meter:
             self.progress(self.done, self.total)
 
 
-def _build(leaf: Leaf, specs: dict[str, ParameterSpec], dtype: np.dtype) -> jax.Array:
+def read_leaf(leaf: Leaf, specs: Mapping[str, ParameterSpec], dtype: np.dtype) -> jax.Array:
+    """A leaf on its devices, each shard read on its own."""
     shards: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -133,7 +134,7 @@ def _build(leaf: Leaf, specs: dict[str, ParameterSpec], dtype: np.dtype) -> jax.
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
 
-def read_shard(leaf: Leaf, specs: dict[str, ParameterSpec], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+def read_shard(leaf: Leaf, specs: Mapping[str, ParameterSpec], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """The part of a leaf at `index`, reading only the boxes of the tensors that it comes from."""
     *before, columns = index
     runs = list(leaf.runs(columns))
@@ -151,17 +152,16 @@ def match_tensors(source: Source, rules: Rules, config: ModelConfig, layout: Lay
 
     Raises CheckpointError naming the tensors that are missing, superfluous or misshapen; no weight but a tied head is read.
     """
-    return _matched(leaves(config, layout, dtype), source, rules, config)
+    return match_leaves(leaves(config, layout, dtype), source, rules, config)
 
 
-def _matched(found: Sequence[Leaf], source: Source, rules: Rules, config: ModelConfig) -> list[ParameterSpec]:
+def match_leaves(found: Sequence[Leaf], source: Source, rules: Rules, config: ModelConfig) -> list[ParameterSpec]:
+    """`match_tensors` for a decoder of these leaves."""
     by_param, sizes = rules.by_parameter(config), axis_sizes(config)
     specs = [ParameterSpec(part, by_param[part.path], sizes, source) for leaf in found for part in leaf.parts]
     used = dict.fromkeys(tensor for spec in specs for tensor in spec.mapping.tensors)
     if missing := [tensor for tensor in used if tensor not in source.tensors]:
-        raise CheckpointError(
-            f"{source.where} lacks tensors {listed(missing)}; fetch it again if it is incomplete, or correct its config"
-        )
+        raise CheckpointError(f"{source.where} lacks tensors {listed(missing)}; {source.if_lacking}")
     _check_shapes(specs)
     extra = {name for name in source.tensors if name not in used and not rules.is_ignored(name)}
     if config.tied_head:
@@ -169,7 +169,7 @@ def _matched(found: Sequence[Leaf], source: Source, rules: Rules, config: ModelC
         extra -= {*by_param["head.weight"].tensors}
     if extra:
         raise CheckpointError(
-            f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; correct the config"
+            f"{source.where} holds tensors that its config has no use for: {listed(sorted(extra))}; {source.if_superfluous}"
         )
     return specs
 
@@ -232,17 +232,26 @@ def _maker(leaf: Leaf, dtype: str, offset: float) -> Callable[[jax.Array], jax.A
 
     def make(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(leaf.parts))
-        parts = [part_of(part, one) for part, one in zip(leaf.parts, keys, strict=True)]
-        shares = [x.reshape(*x.shape[:-1], leaf.shares, -1) for x in parts]
-        return jnp.concatenate(shares, axis=-1).reshape(leaf.shape)
+        return join_parts(leaf, [part_of(part, one) for part, one in zip(leaf.parts, keys, strict=True)])
 
     def part_of(parameter: Parameter, key: jax.Array) -> jax.Array:
         if _is_norm(parameter):
             return jnp.full(parameter.shape, 1 - offset, dtype)
         x = 0.02 * jax.random.normal(key, parameter.source_shape, jnp.float32)
-        for dim, index in enumerate(parameter.indices):
-            if index is not None:  # copies of a KV head are equal, padding is zero: out of bounds reads fill
-                x = jnp.take(x, jnp.where(index == PAD, x.shape[dim], index), axis=dim, mode="fill", fill_value=0)
-        return x.astype(dtype)
+        return pad_parameter(parameter, x).astype(dtype)
 
     return jax.jit(make, out_shardings=leaf.sharding)
+
+
+def pad_parameter(parameter: Parameter, x: jax.Array) -> jax.Array:
+    """A whole parameter [source_shape] -> [shape]: copies of a KV head are equal, padding is zero."""
+    for dim, index in enumerate(parameter.indices):
+        if index is not None:  # out of bounds reads fill
+            x = jnp.take(x, jnp.where(index == PAD, x.shape[dim], index), axis=dim, mode="fill", fill_value=0)
+    return x
+
+
+def join_parts(leaf: Leaf, parts: Sequence[jax.Array]) -> jax.Array:
+    """The padded parameters of a leaf -> the leaf."""
+    shares = [x.reshape(*x.shape[:-1], leaf.shares, -1) for x in parts]
+    return jnp.concatenate(shares, axis=-1).reshape(leaf.shape)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -160,8 +161,9 @@ def _ordered(x: np.ndarray, order: list[str], dims: Sequence[Group]) -> np.ndarr
     return _merged(x.transpose([order.index(axis) for axis in target + rest]), _shape(dims, sizes))
 
 
-def _merged(x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def _merged(x: Any, shape: Sequence[int]) -> Any:
+    """An array of numpy's, or of jax's in what is compiled: XLA copies what it has to."""
     try:
-        return x.reshape(shape, copy=False)
+        return x.reshape(shape, copy=False) if isinstance(x, np.ndarray) else x.reshape(shape)
     except ValueError:  # axes that were apart are merged
         return contiguous(x).reshape(shape)

@@ -17,9 +17,13 @@ class RenamedSource(Source):
     def __init__(self, source: Source, names: dict[str, str]):
         """`names`: name shown -> name in `source`."""
         super().__init__(Path(source.where))
+        self.if_lacking, self.if_superfluous = source.if_lacking, source.if_superfluous
         self.version, self._source, self._names = source.version, source, names
         self.tensors = {new: source.tensors[old] for new, old in names.items()}
         self.unusable = {new: source.unusable[old] for new, old in names.items() if old in source.unusable}
+
+    def origin(self, name: str) -> str:
+        return self._names[name]
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         return self._source._box(self._names[name], slices)

@@ -43,7 +43,11 @@ class Source:
       unusable: tensor -> the reason why its numbers cannot be read; the model may have no use for it.
       version: identifies weights that the files do not hold; empty where they hold them.
       bytes_read: bytes of tensor data read from the files so far.
+      if_lacking, if_superfluous: what to do where tensors are missing, or are there that nobody wants; for messages.
     """
+
+    if_lacking = "fetch it again if it is incomplete, or correct its config"
+    if_superfluous = "correct the config"
 
     def __init__(self, where: Path):
         self.where = str(where)
@@ -67,6 +71,10 @@ class Source:
         """Raises CheckpointError where a tensor holds no numbers that can be read."""
         if name in self.unusable:
             raise CheckpointError(self.unusable[name])
+
+    def origin(self, name: str) -> str:
+        """The name that a tensor has where it comes from."""
+        return name
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """The box, and how many bytes of the file it took."""
