@@ -18,10 +18,11 @@ from typing import Any, Literal
 import jax
 
 from checkpoints.arrays import of_arrays
-from checkpoints.checkpoint import open_checkpoint, open_tokenizer
+from checkpoints.checkpoint import Checkpoint, open_checkpoint, open_tokenizer
 from checkpoints.convert import convert, prepare
 from checkpoints.hub import TOKENIZER_PATTERNS, compiled_dir, resolve
 from checkpoints.load import load
+from checkpoints.trees import Placement, TreeSource, of_tree
 from jaxllm.buckets import MAX_STEP_TOKENS, TILE
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
@@ -74,7 +75,7 @@ class LLM:
     """Runs a Hugging Face LLM on the devices there are.
 
     Args:
-      model: a folder (config.json and safetensors), a .gguf file, a hub id, or "smollm2-135m".
+      model: a folder (config.json and safetensors), a .gguf file, a hub id, or "smollm2-135m"; or a checkpoint that is open.
       tokenizer: another than the model's own: a folder, a hub id, or a transformers tokenizer.
       layout: "tensor", "gathered", "replicated", "gathered-AxB", "replicated-AxB", or "auto".
       devices: how many, or which; None takes all.
@@ -102,7 +103,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Checkpoint,
         *,
         tokenizer: str | Path | Any | None = None,
         layout: str = "auto",
@@ -146,7 +147,12 @@ class LLM:
         self.logprobs_mode = LOGPROBS_MODES[logprobs_mode]
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
-        self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
+        if isinstance(model, Checkpoint):
+            if revision is not None or hf_overrides is not None:
+                raise ValueError("revision and hf_overrides are of a model that is yet to be opened: leave them out")
+            self.checkpoint = model
+        else:
+            self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
         self.config: ModelConfig = self.checkpoint.config
         picked = pick_devices(devices)
         name = dtype_name(dtype) or default_dtype(self.config, picked)
@@ -176,7 +182,11 @@ class LLM:
     def _load(self, started: float) -> None:
         try:
             checkpoint, plan = self.checkpoint, self.plan
-            params = load(checkpoint.source, checkpoint.rules, self.config, plan.layout, plan.dtype, self._progress.loaded)
+            if isinstance(checkpoint.source, TreeSource):
+                params = self._placement.place(self._placement.match(checkpoint.source))
+                checkpoint.source.arrays.clear()  # they are their owner's
+            else:
+                params = load(checkpoint.source, checkpoint.rules, self.config, plan.layout, plan.dtype, self._progress.loaded)
             jax.block_until_ready(params)
         except BaseException as error:
             self._params.set_exception(error)
@@ -216,7 +226,50 @@ class LLM:
     @cached_property
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        return Scorer(self._steps.result(), self._params.result, choices(self.plan.layout.platform).scoring_row)
+        return Scorer(self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row)
+
+    @cached_property
+    def _placement(self) -> Placement:
+        return Placement(self.checkpoint.family, self.config, self.plan.layout, self.plan.dtype)
+
+    # Weights in memory
+
+    @classmethod
+    def from_arrays(cls, config: Mapping[str, Any] | str | Path | Any, tree: Any, **options: Any) -> LLM:
+        """A model of weights that are in memory, which stay as they are and their owner's.
+
+        Args:
+          config: the values of a config.json, transformers' config, or a folder with one and perhaps a tokenizer.
+          tree: arrays by Hugging Face's names or the decoder's own (`blocks.0.attention.query.weight`), nested or dotted.
+          options: of `LLM`.
+
+        Raises what `LLM` does.
+        """
+        return cls(of_tree(config, tree), **options)
+
+    def update_weights(self, tree: Any, *, donate: bool = False) -> None:
+        """Go on with other weights, between two steps: no step has some of these and some of those.
+
+        What runs goes on after the tokens that it has, as if they had been its prompt; a scoring run that has begun ends with
+        the weights that it began with. Nothing of the prefix cache is left, and nothing is compiled anew.
+
+        Args:
+          tree: as `from_arrays` takes it. Arrays on devices go to this model's without passing the host.
+          donate: delete those as soon as they are not needed; the tree is lost, whatever happens.
+
+        Raises CheckpointError for a tree that has not this model's weights; nothing is changed then.
+        """
+        found = self._placement.match(TreeSource(tree))
+        self._params.result()
+
+        def replace() -> None:
+            params = jax.block_until_ready(self._placement.place(found, donate=donate))
+            self._params = Future()
+            self._params.set_result(params)
+            if self._engine is not None:
+                self._engine.replace_params(params)
+
+        self._loop.run(replace)
 
     # The doors
 

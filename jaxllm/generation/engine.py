@@ -122,6 +122,12 @@ class Engine:
             statistics.steps += 1
             statistics.host_seconds += time.perf_counter() - began - (self._waited - waited)
 
+    def replace_params(self, params: list[jax.Array]) -> None:
+        """Go on with other parameters, to which nothing that was computed before is of use but the tokens that came of it."""
+        self.flying.clear()  # what it would have said comes of the new ones
+        self.scheduler.lose_pages(keep_tokens=True)
+        self.params = params
+
     def _fits_behind(self, step: ScheduledStep, before: InFlight) -> bool:
         """Lists of tokens on the device have room for as many as their program reaches, and no more."""
         listed = before.placed.batch.rows.listed if step.decode else None

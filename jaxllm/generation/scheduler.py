@@ -212,23 +212,26 @@ class Scheduler:
             self._leave(sequence)
         return done
 
-    def preempt(self, sequence: Sequence, *, whole: bool = True) -> None:
-        """Take a sequence's pages back; it is the next of its priority to be admitted. `whole`: they hold what they should."""
+    def preempt(self, sequence: Sequence, *, whole: bool = True, keep_tokens: bool = False) -> None:
+        """Take a sequence's pages back; it is the next of its priority to be admitted. `whole`: they hold what they should.
+
+        `keep_tokens`: with `batch_invariant` too, which generates them a second time, to the bit.
+        """
         self.statistics.preempted += 1
         self._leave(sequence, whole=whole)
-        sequence.reset_for_recompute(keep_tokens=not self.batch_invariant)
+        sequence.reset_for_recompute(keep_tokens=keep_tokens or not self.batch_invariant)
         place = 0
         while place < len(self.waiting) and self.waiting[place].priority < sequence.priority:
             place += 1
         self.waiting.insert(place, sequence)
 
-    def lose_pages(self) -> None:
-        """What the pages hold is not there any more: nothing is shared from before, and all who run are computed again."""
+    def lose_pages(self, *, keep_tokens: bool = False) -> None:
+        """What the pages hold is of no use any more: nothing is shared from before, and all who run are computed again."""
         self.release_finished()
         for table in self.tables:
             table.clear()
         for sequence in reversed(self.running.copy()):
-            self.preempt(sequence, whole=False)
+            self.preempt(sequence, whole=False, keep_tokens=keep_tokens)
 
     def check_integrity(self) -> None:
         """Every page is accounted for. Raises AssertionError."""
