@@ -16,7 +16,8 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 from sharding.mesh import pick_devices
 
 EXAMPLES = ROOT / "examples"
-LINES = range(10, 91)  # of an example
+LINES = range(10, 41)  # of an example
+LONGER = {"distil_a_draft": range(10, 91)}  # it has a model and a trainer of its own
 
 # What each prints of a tiny model, as regular expressions.
 SAID = {
@@ -47,7 +48,7 @@ def test_every_example_is_run() -> None:
 @pytest.mark.parametrize("name", sorted([*SAID, *IN_A_PROCESS]))
 def test_an_example_is_short_and_says_how_it_is_run(name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) in LINES
+    assert len(text.splitlines()) in LONGER.get(name, LINES)
     assert f"\npython examples/{name}.py [MODEL]" in text
     assert "smollm2-135m" in text
 
