@@ -26,7 +26,8 @@ from bench.machine import describe, matmul_rate, process_seconds, report
 from bench.prediction import predict, target_layout, target_scorer
 from bench.subject import Subject, add_options
 from jaxllm.config import ModelConfig
-from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy, read_questions
+from jaxllm.evaluation.multiple_choice import Question, accuracy, read_questions
+from jaxllm.evaluation.results import Answer
 from jaxllm.platforms import choices
 from jaxllm.requests.encoding import Pair, PairEncoder, fit
 from jaxllm.scoring.scorer import Packing, Scorer

@@ -1,4 +1,4 @@
-"""`jaxllm score MODEL FILE`: accuracy on a file of multiple-choice questions."""
+"""`jaxllm score MODEL FILE`: accuracy on a file of multiple-choice questions; `jaxllm merge` of one that ran in shards."""
 
 from __future__ import annotations
 
@@ -27,13 +27,29 @@ def add(commands: Any) -> None:
         "--truncate", action="store_true", help="cut what exceeds the model's context from the left, as lm-eval does"
     )
     score.add_argument("--plot", type=Path, metavar="PNG", help="draw the phases and the accuracy by length")
+    score.add_argument(
+        "--shard", metavar="I/N", help="answer a share of the questions alone, I from 0 to N - 1; `jaxllm merge` joins the files"
+    )
     add_tokenizer(score)
     add_place(score)
     score.set_defaults(run=run_score)
+    merge = commands.add_parser(
+        "merge", help="join the files of a sharded score", description="Join the files of `jaxllm score --shard` into one run's."
+    )
+    merge.add_argument("files", type=Path, nargs="+", metavar="FILE", help="of each shard")
+    merge.add_argument("--output", type=Path, required=True, help="the file of results, as one run would have written it")
+    merge.set_defaults(run=run_merge)
 
 
 def run_score(args: argparse.Namespace) -> int:
     from jaxllm.commands.score_run import run
 
     run(args)
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    from jaxllm.evaluation.shards import merge
+
+    print(merge(args.files, args.output))
     return 0

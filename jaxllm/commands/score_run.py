@@ -16,17 +16,9 @@ from tqdm import tqdm
 from checkpoints.hub import cache_dir
 from jaxllm.commands.model_options import load
 from jaxllm.evaluation.delimiter import describe as describe_delimiter
-from jaxllm.evaluation.multiple_choice import (
-    Accuracy,
-    Question,
-    Results,
-    accuracy,
-    answers,
-    digest,
-    hellaswag,
-    pack,
-    read_questions,
-)
+from jaxllm.evaluation.multiple_choice import Accuracy, Question, accuracy, answers, digest, hellaswag, only, pack, read_questions
+from jaxllm.evaluation.results import Kept, Results
+from jaxllm.evaluation.shards import KEY, Shard
 from jaxllm.llm import LLM
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.scorer import Packing
@@ -53,6 +45,9 @@ def run(args: argparse.Namespace) -> None:
     """Score the questions, compiling everything while the weights are on their way."""
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise RequestError("--plot needs matplotlib: pip install 'jaxllm[plot]', or leave it out")
+    shard = None if args.shard is None else Shard.of(args.shard)
+    if shard and not args.output:
+        raise RequestError("--shard needs --output, a file for `jaxllm merge`: name one")
     timeline = Timeline()
     with timeline.phase("read"):
         path = hellaswag(cache_dir().parent) if args.file == "hellaswag" else Path(args.file)
@@ -69,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         "dtype": plan.dtype,
         "truncate": args.truncate and llm.max_score_len,
     }
+    if shard is not None:
+        run[KEY] = shard.run(llm.scorer, questions)
     results = Results(args.output, run)
     done = {kept.index for kept in results.answers}
     left = [i for i in range(len(questions)) if i not in done]
@@ -77,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
     with contextlib.closing(results):
         if left:
-            _score(args, llm, timeline, questions, left, results)
+            _score(args, llm, timeline, questions, left, shard, results)
     print(timeline)
     print(accuracy(questions, results.answers))
     if args.plot:
@@ -85,20 +82,31 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _score(
-    args: argparse.Namespace, llm: LLM, timeline: Timeline, questions: list[Question], left: list[int], results: Results
+    args: argparse.Namespace,
+    llm: LLM,
+    timeline: Timeline,
+    questions: list[Question],
+    left: list[int],
+    shard: Shard | None,
+    results: Results,
 ) -> None:
+    total = len(questions)
     with timeline.phase("tokenise and pack"):
-        packing = pack(llm, questions, left, delimiter=args.delimiter, truncate=args.truncate)
+        packing = pack(llm, questions, delimiter=args.delimiter, truncate=args.truncate)
+        if shard is not None:
+            own = {*shard.questions(packing, questions, llm.plan.layout.data)}
+            left, total = [i for i in left if i in own], len(own)
+        packing = only(packing, questions, left)
     print(describe(packing, llm))
     with timeline.phase("compile"):
         llm.scorer.compile(packing)
     with timeline.phase("wait for weights"):
         llm.scorer.params()
-    known = len(questions) - len(left)
-    bar = tqdm(total=len(questions), initial=known, unit="question", disable=not sys.stderr.isatty())
+    bar = tqdm(total=total, initial=total - len(left), unit="question", disable=not sys.stderr.isatty())
     with timeline.phase("score"), bar:
         for found in answers(llm, packing, questions):
-            results.add(found, questions[found.index])
+            question = questions[found.index]
+            results.add(Kept(found, question.gold, list(map(len, question.choices))))
             bar.update()
 
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions -> accuracy, from a file of JSON lines; an interrupted run goes on where it stopped.
+"""Multiple-choice questions, from a file of JSON lines -> accuracy.
 
 A question is `{"query": ..., "choices": [...], "gold": index}`. Each choice is scored with a delimiter between it and the query.
 `acc` takes the choice with the largest log-probability, `acc_norm` with the largest per character of the choice, the delimiter
@@ -7,7 +7,6 @@ left out: lm-eval's definitions.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -16,11 +15,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
 from jaxllm.evaluation.delimiter import delimiter_for
+from jaxllm.evaluation.results import Answer
 from jaxllm.llm import LLM
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.text_lines import lines_of
@@ -35,15 +34,6 @@ class Question:
     choices: tuple[str, ...]
     gold: int
     where: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Log-probabilities of a question's choices, and how many tokens its longest choice has with the query."""
-
-    index: int
-    logprobs: list[float]
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -104,25 +94,42 @@ def _is_unicode(text: str) -> bool:
 
 def accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> Accuracy:
     """Accuracy over the questions that have been answered."""
+    asked = [questions[answer.index] for answer in answers]
+    return accuracy_of([(q.gold, a.logprobs, list(map(len, q.choices))) for q, a in zip(asked, answers, strict=True)])
+
+
+def accuracy_of(answers: Sequence[tuple[int, list[float], list[int]]]) -> Accuracy:
+    """Accuracy of (the right choice, log-probabilities of the choices, their characters)."""
     right, right_norm = np.zeros((2, len(answers)))
-    for i, answer in enumerate(answers):
-        question = questions[answer.index]
-        lengths = np.array([len(choice) for choice in question.choices], float)
-        right[i] = np.argmax(answer.logprobs) == question.gold
-        right_norm[i] = np.argmax(np.array(answer.logprobs) / lengths) == question.gold
-    return Accuracy(len(answers), right.mean(), _stderr(right), right_norm.mean(), _stderr(right_norm))
+    for i, (gold, logprobs, lengths) in enumerate(answers):
+        right[i] = np.argmax(logprobs) == gold
+        right_norm[i] = np.argmax(np.array(logprobs) / np.array(lengths, float)) == gold
+    mean, mean_norm = (x.mean() if len(answers) else 0.0 for x in (right, right_norm))
+    return Accuracy(len(answers), mean, _stderr(right), mean_norm, _stderr(right_norm))
 
 
 def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def pack(llm: LLM, questions: Sequence[Question], left: Sequence[int], *, delimiter: str | None, truncate: bool) -> Packing:
-    """Pack all questions, and keep the steps that score those `left` (indices): they give the same bits as in a whole run."""
+def pack(llm: LLM, questions: Sequence[Question], *, delimiter: str | None, truncate: bool) -> Packing:
+    """All questions, packed."""
     requests = [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
-    packing = llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+    return llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+
+
+def only(packing: Packing, questions: Sequence[Question], left: Sequence[int]) -> Packing:
+    """The steps that score those `left` (indices): they give the same bits as in a whole run."""
     starts = _starts(questions)
     return packing.only(pair for i in left for pair in range(starts[i], starts[i + 1]))
+
+
+def first_rows(packing: Packing, questions: Sequence[Question]) -> list[int]:
+    """The first row that holds a choice of each question."""
+    first = np.full(len(packing.pairs), len(packing.rows))
+    for row, one in reversed([*enumerate(packing.rows)]):
+        first[one.row.members] = row
+    return np.minimum.reduceat(first, _starts(questions)[:-1]).tolist()
 
 
 def _starts(questions: Sequence[Question]) -> np.ndarray:
@@ -143,64 +150,6 @@ def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterat
             longest = max(len(context) + len(continuation) for context, continuation in pairs)
             yield Answer(index, [found[i] for i in range(len(found))], longest)
             del logprobs[index]
-
-
-class Results:
-    """Answers in a file of JSON lines, the first of which identifies the run; each is on the disk before the next is written.
-
-    Raises RequestError for a file that holds another run, or anything else.
-    """
-
-    def __init__(self, path: Path | None, run: dict[str, Any]):
-        self.path = path
-        self.answers: list[Answer] = []
-        self._file: TextIO | None = None
-        if path is None:
-            return
-        if path.exists() and path.stat().st_size:
-            self._resume(path, run)
-        else:
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (closed by close)
-            self._write(run)
-
-    def _resume(self, path: Path, run: dict[str, Any]) -> None:
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]  # a last line without its end was being written when the run stopped
-        try:
-            first, *rest = [json.loads(line) for line in whole.splitlines()]
-            self.answers = [Answer(**{key: line[key] for key in ("index", "logprobs", "tokens")}) for line in rest]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{path} does not hold results: name another file, or remove it") from error
-        if first != run:
-            differing = sorted(key for key in run if not isinstance(first, dict) or key not in first or first[key] != run[key])
-            raise RequestError(f"{path} holds another run (other {', '.join(differing)}): name another file, or remove it")
-        self._file = open(path, "r+", encoding="utf-8")  # noqa: SIM115
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
-
-    def add(self, answer: Answer, question: Question) -> None:
-        """Keep an answer; what the file holds of it besides is for readers."""
-        if self._file is not None:
-            self._write({"index": answer.index, "gold": question.gold, "logprobs": answer.logprobs, "tokens": answer.tokens})
-        self.answers.append(answer)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            self.close()
-            raise RequestError(
-                f"{self.path} cannot be written ({error.strerror}): free space and run again; "
-                f"{len(self.answers)} answers are kept"
-            ) from error
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # `_write` tells of a full disk
-                self._file.close()
-            self._file = None
 
 
 def hellaswag(folder: Path) -> Path:

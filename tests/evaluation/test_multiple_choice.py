@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoint import write_tiny, write_tokenizer
+from tiny_checkpoint import write_tiny_with_tokenizer
 
 from jaxllm import LLM, RequestError
 from jaxllm.commands.cli import main
-from jaxllm.evaluation.multiple_choice import Answer, Question, Results, accuracy, hellaswag, read_questions
+from jaxllm.evaluation.multiple_choice import Question, accuracy, hellaswag, read_questions
+from jaxllm.evaluation.results import Answer, Results
 
 LINES: list[dict[str, Any]] = [
     {"query": f"{'a long ' * (i % 3)}question {i % 5}:", "choices": ["yes", "no", f"perhaps {i}"][: 2 + i % 2], "gold": i % 2}
@@ -22,8 +23,7 @@ LINES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
-    return write_tokenizer(write_tiny(tmp_path_factory.mktemp("evaluate"), **sizes))
+    return write_tiny_with_tokenizer(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

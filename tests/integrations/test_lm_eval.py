@@ -17,7 +17,8 @@ from tiny_checkpoint import write_tiny, write_tokenizer
 
 from jaxllm.commands.cli import main
 from jaxllm.evaluation.delimiter import delimiter_for
-from jaxllm.evaluation.multiple_choice import Answer, Question, accuracy
+from jaxllm.evaluation.multiple_choice import Question, accuracy
+from jaxllm.evaluation.results import Answer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")
 pytest.importorskip("torch", reason="lm-eval's own model needs torch: pip install -e '.[reference]'")

@@ -67,3 +67,9 @@ def write_tokenizer(folder: Path) -> Path:
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     return folder
+
+
+def write_tiny_with_tokenizer(folder: Path) -> Path:
+    """A checkpoint that takes texts of up to 256 bytes."""
+    sizes = {"vocab_size": 258, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257}
+    return write_tokenizer(write_tiny(folder, **sizes))
