@@ -106,9 +106,9 @@ class Rules:
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
     """Sizes that the letters of a family's patterns stand for, before padding.
 
-    n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary, w embedding, l learned
-    positions, e experts, m the ffn of each, s of the one they share; where they are stored together: a all heads, t queries, keys
-    and values, u gate and up.
+    n query heads, k KV heads, h head size (c pairs of p = 2), d hidden size, f ffn, v vocabulary, w embedding, y labels, l
+    learned positions, e experts, m the ffn of each, s of the one they share; where they are stored together: a all heads, t
+    queries, keys and values, u gate and up.
     """
     experts = config.experts
     return {
@@ -121,6 +121,7 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "f": config.intermediate_size,
         "v": config.vocab_size,
         "w": config.table_size,
+        "y": config.labels or 0,
         "l": config.learned_positions,
         "e": experts.count if experts else 0,
         "m": experts.size if experts else 0,

@@ -94,6 +94,8 @@ class ModelConfig:
     """A decoder-only transformer. Sizes are those of the checkpoint; padding to a mesh is `sharding.padding`'s.
 
     Attributes:
+      tied_head: there is no table of the head's own: it is the embedding.
+      labels: of a classifier in the place of the head; 0: there is no head at all; None: a language model.
       norm: "rms", rounded to the model's dtype before its scale; "rms_float32", rounded after it; "layer" (Ba et al. 2016).
       norm_offset: added to the scales of norms.
       norm_affine: norms have scales, and layer norms biases.
@@ -126,6 +128,7 @@ class ModelConfig:
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     rope: RopeConfig | None = field(default_factory=RopeConfig)
     tied_head: bool = False
+    labels: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -256,7 +259,8 @@ class ModelConfig:
         """Parameters of the whole model; a tied head counts once."""
         tables = self.num_tables * self.vocab_size * self.table_size + self.learned_positions * self.hidden_size
         projections = 2 * self.embed_size * self.hidden_size
-        return self._layers_params() + tables + projections + self.final_norm * self._norm
+        classifier = (self.labels or 0) * self.table_size
+        return self._layers_params() + tables + projections + classifier + self.final_norm * self._norm
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes of keys and values that one token leaves in the cache, over all layers."""

@@ -13,9 +13,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 
 from checkpoints.arrays import of_arrays
 from checkpoints.checkpoint import Checkpoint, open_checkpoint, open_tokenizer
@@ -27,6 +28,7 @@ from jaxllm.buckets import MAX_STEP_TOKENS, TILE
 from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
+from jaxllm.execution.pooling import Pooled
 from jaxllm.execution.sampling import LOGPROBS_MODES
 from jaxllm.execution.steps import Steps
 from jaxllm.generation.engine import Engine
@@ -39,7 +41,7 @@ from jaxllm.platforms import choices
 from jaxllm.requests import checks
 from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar, show_progress
 from jaxllm.requests.chat_template import encode_chat
-from jaxllm.requests.encoding import PairEncoder, fit
+from jaxllm.requests.encoding import PairEncoder, encode_whole, fit
 from jaxllm.requests.outputs import RequestError, RequestOutput
 from jaxllm.requests.prompts import (
     Messages,
@@ -55,6 +57,7 @@ from jaxllm.requests.prompts import (
 )
 from jaxllm.requests.sampling_params import SamplingParams, from_generation_config
 from jaxllm.requests.vllm_arguments import LLM_ELSEWHERE
+from jaxllm.scoring.embedder import Embedder, Pooling
 from jaxllm.scoring.scorer import Packing, Score, Scorer
 from sharding.mesh import pick_devices
 
@@ -229,6 +232,11 @@ class LLM:
         return Scorer(self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row)
 
     @cached_property
+    def embedder(self) -> Embedder:
+        """What embeds and classifies token ids."""
+        return Embedder(self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row)
+
+    @cached_property
     def _placement(self) -> Placement:
         return Placement(self.checkpoint.family, self.config, self.plan.layout, self.plan.dtype)
 
@@ -338,11 +346,53 @@ class LLM:
         flat = iter(scores)
         return [[score for _, score in zip(continuations, flat, strict=False) if score] for _, continuations in requests]
 
+    def embed(self, prompts: Prompts, *, pooling: Pooling = "last", normalise: bool = True) -> np.ndarray:
+        """Vectors [n, D] float32 of texts or token ids: the model's last hidden states, after its final norm.
+
+        What prompts begin with alike runs once.
+
+        Args:
+          pooling: the state of a prompt's last token, of its first ("cls"), or the mean of all.
+          normalise: make each vector's length 1.
+
+        Raises RequestError.
+        """
+        if pooling not in (known := get_args(Pooling)):
+            raise RequestError(f"pooling={checks.shown(pooling)}: there are {', '.join(map(repr, known))}")
+        vectors = self._pooled(prompts, "means" if pooling == "mean" else "states", 0 if pooling == "cls" else -1)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalise else vectors
+
+    def classify(self, prompts: Prompts) -> np.ndarray:
+        """Logits [n, labels] float32 of texts or token ids by a classifier or a reward model, at the last token of each.
+
+        Raises RequestError.
+        """
+        if not self.config.labels:
+            raise RequestError(f"{self.checkpoint.path} is no classifier: give a model of ...ForSequenceClassification")
+        return self._pooled(prompts, "labels")
+
+    def _pooled(self, prompts: Prompts, what: Pooled, at: int = -1) -> np.ndarray:
+        parsed = parse_prompts(prompts)
+        if any(one.ids is None for one in parsed):
+            self.get_tokenizer()
+        with self._exclusive():
+            ids = encode_whole(parsed, self.tokenizer, self.max_score_len, self.config.vocab_size)
+        size = (self.config.labels or 0) if what == "labels" else self.config.table_size
+        vectors = np.zeros((len(ids), size), np.float32)
+        for i, vector in self._loop.iterate(self.embedder.run(ids, what, at)):
+            vectors[i] = vector
+        if (wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
+            raise RequestError(
+                f"prompt {wrong[0]}: the model's states are not numbers; try dtype='float32', or check its weights"
+            )
+        return vectors
+
     def pack(self, requests: Sequence[ScoreRequest], *, truncate: bool = False, names: Sequence[str] | None = None) -> Packing:
         """What `score` would run for these requests; the pairs are their continuations in order.
 
         `names` are what errors call the requests.
         """
+        checks.language_model(self.checkpoint.path, self.config.labels)
         names = [f"request {i}" for i in range(len(requests))] if names is None else names
         flat = [(context, continuation) for context, continuations in requests for continuation in continuations]
         counts = [len(continuations) for _, continuations in requests]

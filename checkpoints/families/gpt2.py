@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from checkpoints.config_reader import ConfigReader
+from checkpoints.families import tables
 from checkpoints.families.hf_common import decoder_keys, read_activation
 from checkpoints.names import Rule, Rules
 from checkpoints.pattern import TensorSlice
@@ -34,6 +35,7 @@ RULES = Rules(
         Rule.of("transformer.ln_f.weight", "d -> d", "norm.scale"),
         Rule.of("transformer.ln_f.bias", "d -> d", "norm.bias"),
         Rule.of("lm_head.weight", "v w -> v w", "head.weight"),
+        tables.CLASSIFIER,
     ),
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, in old files
     renamed=((r"(wte|wpe|h|ln_f)\.(.*)", r"transformer.\1.\2"),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from checkpoints.config_reader import ConfigReader
+from checkpoints.families import tables
 from checkpoints.families.hf_common import decoder_keys, read_activation
 from checkpoints.families.rope import read_rope
 from checkpoints.names import Rule, Rules
@@ -35,6 +36,7 @@ RULES = Rules(
         Rule.of("gpt_neox.final_layer_norm.weight", "d -> d", "norm.scale"),
         Rule.of("gpt_neox.final_layer_norm.bias", "d -> d", "norm.bias"),
         Rule.of("embed_out.weight", "v w -> v w", "head.weight"),
+        tables.CLASSIFIER,
     ),
     # The causal mask and the rotary frequencies, in old files.
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
+_LABELS = 2  # of a classifier that does not say, in transformers
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 # What no forward pass of a decoder reads: who wrote the file, how the model was trained, what else a pass returns. Keys of
@@ -113,6 +114,7 @@ def read_decoder(
 
 def decoder_keys(reader: ConfigReader, *, tied: bool = False, bos: int | None = None, eos: int | None = None) -> dict[str, Any]:
     """The part of it whose keys have the same names in all families; and those that have nothing to do with the architecture."""
+    labels = read_labels(reader)
     reader.ignore(*NO_EFFECT)
     begin, stop = (
         token_ids(reader.raw(key) if reader.has(key) else default, reader.where, key)
@@ -120,11 +122,32 @@ def decoder_keys(reader: ConfigReader, *, tied: bool = False, bos: int | None = 
     )
     return {
         "vocab_size": reader.size("vocab_size"),
-        "tied_head": reader.take("tie_word_embeddings", tied),
+        **_head(reader.take("tie_word_embeddings", tied), labels),
         "dtype": read_dtype(reader),
         "bos_token_id": begin[0] if begin else None,
         "eos_token_ids": stop,
     }
+
+
+def read_labels(reader: ConfigReader) -> int | None:
+    """The labels of a classifier, 0 of a model without a head, as `architectures` says; None of any other."""
+    names = reader.optional("architectures", list) or [""]
+    name = names[0] if isinstance(names[0], str) else ""
+    if name.endswith("ForSequenceClassification"):
+        labels = reader.optional("id2label", dict)
+        given = [reader.optional(key, int) for key in ("num_labels", "_num_labels")]
+        count = len(labels) if labels is not None else next((n for n in given if n is not None), _LABELS)
+        if count < 1:
+            raise CheckpointError(f"{reader.where}: a classifier of {count} labels; name them in `id2label`")
+        return count
+    return 0 if name.endswith("Model") and not name.endswith("LMHeadModel") else None
+
+
+def _head(tied: bool, labels: int | None) -> dict[str, Any]:
+    """A model of the decoder alone is a language model where its embedding is the head. No other has a table for it."""
+    if labels == 0 and tied:
+        labels = None
+    return {"tied_head": tied or labels is not None, "labels": labels}
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"

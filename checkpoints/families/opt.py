@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from checkpoints.config_reader import ConfigReader
+from checkpoints.families import tables
 from checkpoints.families.hf_common import decoder_keys, read_activation
 from checkpoints.names import Rule, Rules
 from jaxllm.config import ModelConfig
@@ -37,6 +38,7 @@ RULES = Rules(
         Rule.of(_DECODER + "final_layer_norm.bias", "d -> d", "norm.bias"),
         Rule.of(_DECODER + "project_out.weight", "w d -> d w", "project_out.weight"),
         Rule.of("lm_head.weight", "v w -> v w", "head.weight"),
+        tables.CLASSIFIER,
     ),
     renamed=((r"decoder\.(.*)", r"model.decoder.\1"),),
 )

@@ -10,6 +10,7 @@ _MLP = LAYER + "mlp."
 
 EMBEDDING = Rule.of("model.embed_tokens.weight", "v w -> v w", "embedding.weight")
 FINAL_NORM = Rule.of("model.norm.weight", "d -> d", "norm.scale")
+CLASSIFIER = Rule.of("score.weight", "y w -> w y", "classifier.weight")
 HEAD = Rule.of("lm_head.weight", "v w -> v w", "head.weight")
 NORMS_BEFORE = (
     Rule.of(LAYER + "input_layernorm.weight", "d -> d", "blocks.{i}.attention_norm.scale"),
@@ -65,4 +66,4 @@ WITHOUT_PREFIX = ((r"(embed_tokens|layers|norm)\.(.*)", r"model.\1.\2"),)
 
 def table(*layer: Rule) -> Rules:
     """Rules of a decoder with these rules for each layer, named as LLaMA's is."""
-    return Rules((EMBEDDING, *layer, FINAL_NORM, HEAD), ROPE_BUFFERS, WITHOUT_PREFIX)
+    return Rules((EMBEDDING, *layer, FINAL_NORM, HEAD, CLASSIFIER), ROPE_BUFFERS, WITHOUT_PREFIX)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from checkpoints.checkpoint import Checkpoint
     from checkpoints.verify import Compared
+    from jaxllm.config import ModelConfig
 
 FORMATS = ("safetensors", "orbax")
 SHOWN = 20  # differing parameters in a table; --json has all
@@ -64,7 +65,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     print(f"{found['where']}: {found['parameters']:,} parameters in {found['tensors']} tensors, {found['bytes'] / GIB:.2f} GiB")
     print(
         f"  {c.num_layers} layers, hidden {c.hidden_size}, {c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}, "
-        f"ffn {c.intermediate_size} ({c.activation}), vocabulary {c.vocab_size}{', tied head' if c.tied_head else ''}, "
+        f"ffn {c.intermediate_size} ({c.activation}), vocabulary {c.vocab_size}{_head(c)}, "
         f"{c.max_position} positions"
     )
     print(f"  {checkpoint.family}: {', '.join(mechanisms(c))}")
@@ -98,6 +99,12 @@ def run_convert(args: argparse.Namespace) -> int:
     rounded = f", rounded to {args.dtype}" if args.dtype else ""
     print("written" if args.no_verify else f"written, and equal to the source bit for bit{rounded}")
     return 0
+
+
+def _head(config: ModelConfig) -> str:
+    if config.labels is not None:
+        return f", a classifier of {config.labels} labels" if config.labels else ", no head"
+    return ", tied head" if config.tied_head else ""
 
 
 def _size(text: str) -> int:

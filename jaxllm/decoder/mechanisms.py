@@ -36,7 +36,9 @@ def mechanisms(config: ModelConfig) -> list[str]:
         f"biases of {', '.join(name for name, there in biases.items() if there)}": any(biases.values()),
         "no norm before the head": not config.final_norm,
         "halves of a block multiplied": config.residual_scale != 1,
-        "tied head": config.tied_head,
+        "tied head": config.tied_head and config.labels is None,
+        f"a classifier of {config.labels} labels": config.labels,
+        "no head": config.labels == 0,
         "logits multiplied": config.logit_scale != 1,
         "capped logits": config.logit_cap,
     }

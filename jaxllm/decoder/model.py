@@ -97,6 +97,7 @@ class Decoder(nnx.Module):
         self.norm = Norm(config, dtype) if config.final_norm else None
         self.project_out = Linear(layout, (d, None), (table, None), dtype) if config.embed_size else None
         self.head = None if config.tied_head else Table(layout, vocab, table, dtype)
+        self.classifier = Linear(layout, (table, None), (config.labels, None), dtype) if config.labels else None
 
     def __call__(self, batch: TokenBatch, cache: Cache) -> tuple[jax.Array, Cache]:
         """The batch's tokens -> their last hidden states [B, T, D], before the final norm, and the cache with them in it."""
@@ -180,6 +181,11 @@ class Decoder(nnx.Module):
         y = self.layout.constrain(y, "rows", "vocab")
         y = self.layout.constrain(y, "rows", None)[:, : self.config.vocab_size]
         return self.capped(y)
+
+    def classes(self, x: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] after `final` -> a classifier's logits [B, T, labels] float32."""
+        assert self.classifier is not None, "only a classifier has labels"
+        return self.classifier(x)
 
     def final(self, x: jax.Array) -> jax.Array:
         """Last hidden states [..., D] as the head's table is multiplied with."""

@@ -38,6 +38,7 @@ from jaxllm.execution.batch import (
 )
 from jaxllm.execution.loglikelihood import score_hidden
 from jaxllm.execution.penalties import extended, with_tables
+from jaxllm.execution.pooling import Pooled, pool_hidden
 from jaxllm.execution.sampling import RAW_LOGPROBS, LogprobsMode, logprobs_of, sample
 from jaxllm.platforms import KERNELS, PASSES, attention_form
 from sharding.layout import AMPERE, HOPPER, Layout
@@ -117,7 +118,9 @@ class Steps:
         cache = layout.sharding(AXES)
         self.prefill = jit(self._prefill, out_shardings=(cache, None))
         self.decode = jit(self._decode, out_shardings=(cache, None, None, layout.sharding(("rows",))))
-        self.score = jax.jit(self._score, static_argnames="width", compiler_options=scoring_options(layout) | options)
+        packed = partial(jax.jit, compiler_options=scoring_options(layout) | options)
+        self.score = packed(self._score, static_argnames="width")
+        self.pool = packed(self._pool, static_argnames=("what", "width"))
 
     def model(self, leaves: list[jax.Array]) -> Decoder:
         """The decoder with these parameters."""
@@ -183,6 +186,11 @@ class Steps:
         """Log-probabilities that a packed batch asks for; there is no cache. `width`: see `jaxllm.decoder.tree_attention`."""
         model = self.model(leaves)
         return score_hidden(model, model.packed(batch, width), batch)
+
+    def _pool(self, leaves: list[jax.Array], batch: PackedBatch, what: Pooled, width: int) -> jax.Array:
+        """[B, P, D or labels] float32, see `pool_hidden`."""
+        model = self.model(leaves)
+        return pool_hidden(model, model.packed(batch, width), batch, what)
 
     def _decode(
         self, leaves: list[jax.Array], cache: Cache, batch: DecodeBatch, top_logprobs: int | None = None

@@ -14,6 +14,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.generation.detokenizer import Detokenizer
 from jaxllm.generation.grammar import GrammarMaker
 from jaxllm.generation.sequence import Sequence
+from jaxllm.requests import checks
 from jaxllm.requests.encoding import bad_word_ids, check_ids
 from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
 from jaxllm.requests.prompts import ParsedPrompt
@@ -123,6 +124,7 @@ class RequestMaker:
 
     def make(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
         """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow."""
+        checks.language_model(self.path, self.config.labels)
         ids = self._kept(self._encode(prompt.text or "") if prompt.ids is None else prompt.ids, params)
         self._check(ids, params)
         own_ends = () if params.ignore_eos else self.config.eos_token_ids

@@ -6,6 +6,7 @@ import difflib
 import numbers
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sized
+from pathlib import Path
 from typing import Any
 
 from jaxllm.requests.outputs import RequestError
@@ -22,6 +23,13 @@ def whole(name: str, value: Any) -> int:
     except TypeError:
         pass
     raise RequestError(f"{name}={shown(value)} is of type {type(value).__name__}: give a whole number")
+
+
+def language_model(path: Path, labels: int | None) -> None:
+    """Raises RequestError for a classifier of so many labels, or a model of 0, which has no head at all."""
+    if labels is not None:
+        door = f"a classifier of {labels} labels: use LLM.classify" if labels else "without a head: use LLM.embed"
+        raise RequestError(f"{path} is no language model but {door}")
 
 
 def count(name: str, value: Any) -> int:

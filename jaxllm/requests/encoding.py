@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxllm.requests.outputs import RequestError
+from jaxllm.requests.prompts import ParsedPrompt
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """A context, one token at least, and a continuation of it, one token at least."""
@@ -103,6 +104,18 @@ def _fit(name: str, context: Sequence[int], continuation: Sequence[int], limit: 
         remedy = "shorten it" if truncate else "shorten it, or cut contexts from the left: truncate=True, --truncate"
         raise RequestError(f"{name} and its context have {limit + excess} tokens, and the model takes {limit}: {remedy}")
     return context[max(excess, 0) :], continuation
+
+
+def encode_whole(prompts: Sequence[ParsedPrompt], tokenizer: Any, limit: int, vocab: int) -> list[list[int]]:
+    """Token ids of prompts that are embedded or classified, special tokens as the tokenizer adds them. Raises RequestError."""
+    ids = [list(tokenizer(one.text)["input_ids"]) if one.ids is None else one.ids for one in prompts]
+    for i, of_one in enumerate(ids):
+        if not of_one:
+            raise RequestError(f"prompt {i} is empty: give at least one token")
+        if len(of_one) > limit:
+            raise RequestError(f"prompt {i} has {len(of_one)} tokens, and the model takes {limit}: shorten it")
+        check_ids(f"prompt {i}", of_one, vocab)
+    return ids
 
 
 def bad_word_ids(tokenizer: Any, words: Iterable[str]) -> list[list[int]]:

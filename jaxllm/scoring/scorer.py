@@ -6,28 +6,26 @@ stays ahead of the devices: a step's results are fetched when the next ones have
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxllm.buckets import power_of_two
 from jaxllm.decoder.batch import PackedBatch
-from jaxllm.decoder.tree_attention import TILE, tile_pairs
 from jaxllm.execution.batch import TARGETS, Scored, abstract_batch, batch_shardings, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.execution.steps import Steps
-from jaxllm.platforms import PASSES
 from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
-from jaxllm.scoring.trie import Row, Trie, pack
-from sharding.mesh import to_devices, to_host
+from jaxllm.scoring.ahead import fetched
+from jaxllm.scoring.packed import PackedRow, attention_width, in_order, pack_rows
+from jaxllm.scoring.trie import Row
+from sharding.mesh import to_devices
 from sharding.padding import round_up
-
-AHEAD = 2  # steps queued on the devices before the results of the first are fetched
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,10 @@ class Scorer:
 
     def pack(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
         """Pack all pairs into rows of tokens. `names`: the pairs' names in errors."""
-        trie = Trie([[*context, *continuation[:-1]] for context, continuation in pairs])
-        longest = max((len(context) + len(continuation) - 1 for context, continuation in pairs), default=1)
-        share = -(-trie.tokens // self.layout.data)
-        length = max(min(power_of_two(share), self.max_step_tokens), power_of_two(longest), TILE)
-        rows = [RowTargets(pairs, row, self.steps.config.vocab_size) for row in pack(trie, length, max(length // 2, TILE))]
-        if self.steps.attention == PASSES:
-            rows.sort(key=lambda one: one.width)  # few programs, and neighbours in need of the same one
-        return Packing(pairs, names, rows, length, frozenset(range(len(pairs))))
+        sequences = [[*context, *continuation[:-1]] for context, continuation in pairs]
+        rows, length = pack_rows(sequences, self.layout.data, self.max_step_tokens)
+        targets = [RowTargets(pairs, row, self.steps.config.vocab_size) for row in rows]
+        return Packing(pairs, names, in_order(targets, self.steps), length, frozenset(range(len(pairs))))
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
@@ -87,17 +81,11 @@ class Scorer:
 
         Where it is left early, the devices have ended what they were given.
         """
-        queued: deque[tuple[list[RowTargets], Scored]] = deque()
         params = self.params()
-        try:
-            for rows, shape in self.batches(packing):
-                queued.append((rows, self._program(shape)(params, self._batch(rows, shape))))
-                if len(queued) > AHEAD:
-                    yield from _scores(packing, *queued.popleft())
-            while queued:
-                yield from _scores(packing, *queued.popleft())
-        finally:
-            jax.block_until_ready([scored for _, scored in queued])
+        steps = ((rows, self._program(shape)(params, self._batch(rows, shape))) for rows, shape in self.batches(packing))
+        with closing(fetched(steps)) as results:
+            for rows, scored in results:
+                yield from _scores(packing, rows, scored)
 
     def batches(self, packing: Packing) -> list[tuple[list[RowTargets], Shape]]:
         """(rows, shape of the program) of each step that scores a wanted pair."""
@@ -108,9 +96,7 @@ class Scorer:
 
     def _shape(self, rows: list[RowTargets], length: int) -> Shape:
         max_scored = power_of_two(max(length, round_up(max(len(one.scored) for one in rows), CHUNK)))
-        if self.steps.attention != PASSES:
-            return Shape(length, max_scored, 0)
-        return Shape(length, max_scored, min(round_up(max(one.width for one in rows), 2), length // TILE))
+        return Shape(length, max_scored, attention_width(rows, length, self.steps))
 
     def _program(self, shape: Shape) -> Callable[..., Scored]:
         if shape not in self._programs:
@@ -122,8 +108,7 @@ class Scorer:
         batch = empty_packed_batch(self.layout, shape.length, shape.max_scored)
         for i, one in enumerate(rows):
             n = len(one.scored)
-            batch.tokens[i], batch.position[i], batch.end[i] = one.row.tokens, one.row.position, one.row.end
-            batch.first[i], batch.key_tiles[i, : len(one.key_tiles)] = one.first, one.key_tiles
+            one.put(batch, i)
             batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
         chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in rows))
         return to_devices(batch._replace(chunks=chunks), batch_shardings(self.layout, batch))
@@ -163,21 +148,17 @@ class Packing:
         return self.tokens / max(len(self.rows) * self.length, 1)
 
 
-class RowTargets:
+class RowTargets(PackedRow):
     """A row and its targets: each (token, target) once, and where each pair finds its own.
 
     Attributes:
       scored: [p] int32, tokens of the row that go to the head.
       targets: [p, TARGETS] int32.
       found: for each pair in the row, where its targets are in the flattened [p, TARGETS].
-      first, key_tiles: which tiles of the row see which (`jaxllm.decoder.tree_attention`).
-      width: tiles that one sees, at most.
     """
 
     def __init__(self, pairs: Sequence[Pair], row: Row, vocab: int):
-        self.row = row
-        self.first, self.key_tiles = tile_pairs(row.end)
-        self.width = int(np.diff(self.first).max())
+        super().__init__(row)
         parts = [(path[len(pairs[i][0]) - 1 :], pairs[i][1]) for i, path in zip(row.members, row.paths, strict=True)]
         nodes = np.concatenate([path for path, _ in parts]).astype(np.int64)
         ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])
@@ -192,8 +173,7 @@ class RowTargets:
         self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
 
 
-def _scores(packing: Packing, rows: list[RowTargets], scored: Any) -> Iterator[tuple[int, Score]]:
-    host: Scored = to_host(scored)
+def _scores(packing: Packing, rows: list[RowTargets], host: Scored) -> Iterator[tuple[int, Score]]:
     for one, logprob, likeliest, top in zip(rows, host.logprob, host.likeliest, host.top_logprob, strict=False):
         for i, found in zip(one.row.members, one.found, strict=True):
             if i not in packing.wanted:

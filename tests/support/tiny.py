@@ -51,17 +51,17 @@ def random_row(seed: int, chunks: list[int], decoded: int, vocab: int) -> Row:
     return Row([rng.integers(vocab, size=n).tolist() for n in chunks], rng.integers(vocab, size=decoded).tolist())
 
 
-def write(factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
+def write(factory: pytest.TempPathFactory, config: dict[str, Any], kind: str = "AutoModelForCausalLM") -> Path:
     """A folder as transformers' own class for `model_type` (LLaMA's by default) saves it, once a session for each config."""
     values = config if "model_type" in config else DEFAULTS | config
-    name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([values, kind], sort_keys=True).encode()).hexdigest()[:16]
     folder = factory.getbasetemp() / f"tiny-{name}"
     if not folder.exists():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
 
-        config_of = AutoConfig.for_model(**({"model_type": "llama"} | values))
-        model = AutoModelForCausalLM.from_config(config_of, dtype=torch.float32)
+        config_of = transformers.AutoConfig.for_model(**({"model_type": "llama"} | values))
+        model = getattr(transformers, kind).from_config(config_of, dtype=torch.float32)
         randomise(model)
         model.save_pretrained(folder)
     return folder
@@ -92,14 +92,15 @@ def randomise(model: Any) -> None:
 
 
 @cache
-def torch_model(path: Path) -> Any:
+def torch_model(path: Path, kind: str = "AutoModelForCausalLM") -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     # A GGUF file is named twice: its folder and itself.
     source: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **source).eval()
+    loader = getattr(transformers, kind)
+    model = loader.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **source).eval()
     if hasattr(model.config, "num_experts") or hasattr(model.config, "num_local_experts"):
         model.set_experts_implementation("eager")  # grouped products want sizes of multiples of four
     return model
