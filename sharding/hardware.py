@@ -10,7 +10,8 @@ import jax
 MIB, GIB = 1 << 20, 1 << 30
 NVLINK, PCIE, ICI = 12e-6, 30e-6, 4e-6  # seconds that a small exchange takes, by the way it goes
 LAUNCH = 2e-6  # seconds
-MOST = 64  # devices of a target
+NETWORK = 20e-6  # seconds more that one between hosts takes
+MOST = 64  # devices of a host of a target, and hosts
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Hardware:
       cache_rate: where measured, bytes a second of the cache that attention of single tokens goes through.
       gather_rate: where measured, bytes a second that a device gets of the others' shards of an array.
       launch: seconds that an operation takes at least.
+      network: bytes a second to other hosts, a device's share of what its maker's own machines have; None: as the link.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Hardware:
     cache_rate: float | None = None
     gather_rate: float | None = None
     launch: float = LAUNCH
+    network: float | None = None
 
     @property
     def platform(self) -> str:
@@ -53,20 +56,21 @@ class Hardware:
         return "gpu" if self.capability else "tpu"
 
 
-# In the order in which a device's kind is looked for.
+# In the order in which a device's kind is looked for. Networks: of the DGX of that generation, 100 to 400 Gbit/s for one or two
+# GPUs; of machines without NVLink 100 Gbit/s for four. Hosts of a TPU's slice are linked as its chips are.
 KNOWN = (
-    Hardware("V100-32GB", r"V100-SXM", 32510 * MIB, 125e12, 15.7e12, 900e9, 150e9, NVLINK, "7.0"),
-    Hardware("V100-PCIe-32GB", r"V100", 32510 * MIB, 112e12, 14e12, 900e9, 16e9, PCIE, "7.0"),
-    Hardware("A100-40GB", r"A100-SXM4-40GB", 40536 * MIB, 312e12, 19.5e12, 1555e9, 300e9, NVLINK, "8.0"),
-    Hardware("A100-80GB", r"A100-SXM4", 81153 * MIB, 312e12, 19.5e12, 2039e9, 300e9, NVLINK, "8.0"),
-    Hardware("A100-PCIe-80GB", r"A100", 81153 * MIB, 312e12, 19.5e12, 1935e9, 32e9, PCIE, "8.0"),
-    Hardware("H200", r"H200", 143771 * MIB, 989e12, 67e12, 4800e9, 450e9, NVLINK, "9.0"),
-    Hardware("H100-PCIe", r"H100 PCIe", 81559 * MIB, 756e12, 51e12, 2000e9, 64e9, PCIE, "9.0"),
-    Hardware("H100", r"H100", 81559 * MIB, 989e12, 67e12, 3352e9, 450e9, NVLINK, "9.0"),
-    Hardware("B200", r"B200", 183359 * MIB, 2250e12, 80e12, 8000e9, 900e9, NVLINK, "10.0"),
-    Hardware("L40S", r"L40S", 46068 * MIB, 362e12, 91.6e12, 864e9, 32e9, PCIE, "8.9"),
-    Hardware("L4", r"\bL4\b", 23034 * MIB, 121e12, 30.3e12, 300e9, 32e9, PCIE, "8.9"),
-    Hardware("RTX-4090", r"RTX 4090", 24564 * MIB, 165e12, 82.6e12, 1008e9, 32e9, PCIE, "8.9"),
+    Hardware("V100-32GB", r"V100-SXM", 32510 * MIB, 125e12, 15.7e12, 900e9, 150e9, NVLINK, "7.0", network=6.25e9),
+    Hardware("V100-PCIe-32GB", r"V100", 32510 * MIB, 112e12, 14e12, 900e9, 16e9, PCIE, "7.0", network=3.125e9),
+    Hardware("A100-40GB", r"A100-SXM4-40GB", 40536 * MIB, 312e12, 19.5e12, 1555e9, 300e9, NVLINK, "8.0", network=25e9),
+    Hardware("A100-80GB", r"A100-SXM4", 81153 * MIB, 312e12, 19.5e12, 2039e9, 300e9, NVLINK, "8.0", network=25e9),
+    Hardware("A100-PCIe-80GB", r"A100", 81153 * MIB, 312e12, 19.5e12, 1935e9, 32e9, PCIE, "8.0", network=3.125e9),
+    Hardware("H200", r"H200", 143771 * MIB, 989e12, 67e12, 4800e9, 450e9, NVLINK, "9.0", network=50e9),
+    Hardware("H100-PCIe", r"H100 PCIe", 81559 * MIB, 756e12, 51e12, 2000e9, 64e9, PCIE, "9.0", network=3.125e9),
+    Hardware("H100", r"H100", 81559 * MIB, 989e12, 67e12, 3352e9, 450e9, NVLINK, "9.0", network=50e9),
+    Hardware("B200", r"B200", 183359 * MIB, 2250e12, 80e12, 8000e9, 900e9, NVLINK, "10.0", network=50e9),
+    Hardware("L40S", r"L40S", 46068 * MIB, 362e12, 91.6e12, 864e9, 32e9, PCIE, "8.9", network=3.125e9),
+    Hardware("L4", r"\bL4\b", 23034 * MIB, 121e12, 30.3e12, 300e9, 32e9, PCIE, "8.9", network=3.125e9),
+    Hardware("RTX-4090", r"RTX 4090", 24564 * MIB, 165e12, 82.6e12, 1008e9, 32e9, PCIE, "8.9", network=3.125e9),
     # Of four chips in a square each has two neighbours. A float32 product is six of bfloat16.
     Hardware("TPU-v5e", r"TPU v5 ?(lite|e)", 15 * GIB + 768 * MIB, 197e12, 197e12 / 6, 819e9, 90e9, ICI, None),
     Hardware("TPU-v5p", r"TPU v5", 95 * GIB, 459e12, 459e12 / 6, 2765e9, 180e9, ICI, None),
@@ -125,13 +129,20 @@ def _plain(name: str) -> str:
 
 
 def absent_devices(target: str) -> list[AbsentDevice]:
-    """`4xH100`, or `H100` for one -> stand-ins for the devices of one machine. Raises ValueError for what is no such target."""
-    match = re.fullmatch(r"(?:(\d+)\s*[xX*])?\s*(.+)", target.strip())
-    count = int(match[1] or 1) if match else 0
-    if match is None or not 1 <= count <= MOST:
-        raise ValueError(f"target {target!r}: name a count from 1 to {MOST} and a device, such as 4xH100")
-    return absent(named(match[2]), count)
+    """`4xH100`, `H100` for one, or `2x8xH100` for two hosts of eight -> stand-ins for them.
+
+    Raises ValueError for what is no such target.
+    """
+    match = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)??(?:(\d+)\s*[xX*]\s*)?((?!\d+\s*[xX*]\s*\S).+)", target.strip())
+    hosts, count = (int(match[1] or 1), int(match[2] or 1)) if match else (0, 0)
+    if match is None or not (1 <= count <= MOST and 1 <= hosts <= MOST):
+        raise ValueError(
+            f"target {target!r}: name a count from 1 to {MOST} and a device, such as 4xH100, or hosts of so many, such as "
+            "2x8xH100"
+        )
+    return absent(named(match[3]), count, hosts)
 
 
-def absent(hardware: Hardware, count: int) -> list[AbsentDevice]:
-    return [AbsentDevice(i, hardware) for i in range(count)]
+def absent(hardware: Hardware, count: int, hosts: int = 1) -> list[AbsentDevice]:
+    """`count` devices on each host."""
+    return [AbsentDevice(i, hardware, i // count) for i in range(hosts * count)]

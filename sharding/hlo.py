@@ -44,6 +44,11 @@ class Collective:
     computation: str
     in_loop: bool  # runs once an iteration
     source: str  # the jax operation it comes from
+    groups: tuple[tuple[int, ...], ...] = ()  # devices that exchange, by their place in the mesh; none: all of them
+
+    def crosses(self, per_host: int) -> bool:
+        """Whether devices of several hosts exchange, each of which has so many."""
+        return not self.groups or any(len({device // per_host for device in group}) > 1 for group in self.groups)
 
     @property
     def nbytes(self) -> int:
@@ -202,7 +207,7 @@ def _collective(i: Instruction, computation: Computation, where: str, in_loop: b
     results = i.results
     if i.opcode.endswith("-start") and i.opcode != "all-reduce-start":  # (operands, results, contexts)
         results = results[len(operands) : 2 * len(operands)]
-    return Collective(i.opcode.removesuffix("-start"), operands, results, where, in_loop, i.source)
+    return Collective(i.opcode.removesuffix("-start"), operands, results, where, in_loop, i.source, i.groups)
 
 
 def _is_copy(i: Instruction, computation: Computation) -> bool:

@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 ASSIGNMENT = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 OPCODE = re.compile(r" ([a-z][\w\-]*)(?=\()")
@@ -19,6 +21,10 @@ REFERENCE = re.compile(r"%([\w.\-]+)")
 CALLEES = ("calls", "to_apply", "body", "condition", "true_computation", "false_computation", "branch_computations")
 CALLEE = re.compile(rf"\b(?:{'|'.join(CALLEES)})=(\{{[^}}]*\}}|%\S+)")
 SOURCE = re.compile(r'\bop_name="([^"]*)"')
+# Devices that exchange, by their place in the mesh: {{0,2},{1,3}}; or [2,2]<=[2,2]T(1,0) or mesh['a'=2,'b'=2] {'a'} for the same.
+LISTED = re.compile(r"\breplica_groups=\{([\d,{} ]*)\}")
+COUNTED = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+NAMED = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}")  # {output}: (parameter, {index in it}, may-alias)
 
 
@@ -55,6 +61,7 @@ class Instruction:
     callees: tuple[str, ...]
     source: str  # the jax operation it comes from
     is_root: bool
+    groups: tuple[tuple[int, ...], ...] = ()  # devices that exchange, by their place in the mesh
 
 
 Computation = dict[str, Instruction]
@@ -106,7 +113,27 @@ def _instruction(assignment: re.Match[str], line: str) -> Instruction:
         callees=tuple(name for m in CALLEE.finditer(attributes) for name in REFERENCE.findall(m[1])),
         source=source[1].replace("\\'", "'") if source else "",
         is_root=assignment["root"] is not None,
+        groups=_groups(attributes),
     )
+
+
+def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+    if found := LISTED.search(attributes):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1]))
+    if found := COUNTED.search(attributes):
+        shape, dims, order = (tuple(map(int, part.split(","))) if part else () for part in found.groups())
+        places = np.arange(math.prod(dims)).reshape(dims).transpose(order or range(len(dims))).reshape(shape)
+    elif found := NAMED.search(attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"('[^']*')=(\d+)", found[1])}
+        along = re.findall(r"'[^']*'", found[2])
+        places = np.arange(math.prod(sizes.values())).reshape([*sizes.values()])
+        others = [i for i, name in enumerate(sizes) if name not in along]
+        places = places.transpose(*others, *([*sizes].index(name) for name in along)).reshape(
+            -1, math.prod(sizes[name] for name in along)
+        )
+    else:
+        return ()
+    return tuple(map(tuple, places.tolist()))
 
 
 def _closing(text: str, start: int = 0) -> int:

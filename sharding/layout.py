@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -58,6 +58,16 @@ class Layout:
     def model(self) -> int:
         """Size of the mesh's model axis."""
         return int(self.mesh.shape["model"])
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether the devices are of several processes."""
+        return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
+    def hosts(self, axis: Literal["data", "model"]) -> int:
+        """Over how many hosts, or processes, those exchange arrays that differ along an axis alone."""
+        line = self.mesh.devices[0] if axis == "model" else self.mesh.devices[:, 0]
+        return len({device.process_index for device in line})
 
     @property
     def platform(self) -> str:

@@ -20,7 +20,10 @@ def add(commands: Any) -> None:
     plan.add_argument("model", help=f"{MODEL_HELP}, or a shape: {', '.join(sorted(PRESETS))}")
     add_config(plan)
     plan.add_argument(
-        "--on", default="here", metavar="4xH100", help="a count and a device, or `here` (default): those there are, measured once"
+        "--on",
+        default="here",
+        metavar="4xH100",
+        help="a count and a device, hosts of so many (2x8xH100), or `here` (default): those there are, measured once",
     )
     plan.add_argument("--virtual-devices", type=int, metavar="N", help="with --on here: split the CPU into N devices")
     plan.add_argument(

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     found = estimates(config, devices, dtype, rates)
     advice = [advise(Run(config, devices, dtype, workload=workload)) for workload in WORKLOADS]
     compiled = compile_steps(args, config, dtype, devices, advice) if args.compile else {}
-    title = head(args.model, config, dtype, len(devices), rates)
+    title = head(args.model, config, dtype, devices, rates)
     if args.json:
         document = {"model": args.model, "on": args.on, "devices": len(devices), "hardware": asdict(rates), "dtype": dtype}
         document |= {"layouts": [one.as_json() for one in found], "auto": {one.workload: one.as_json() for one in advice}}
@@ -66,7 +66,8 @@ def compile_steps(
     names = args.layout or dict.fromkeys(one.plan.layout.name for one in advice)
     if args.on != HERE:
         try:
-            devices = target_devices(devices[0].hardware.name, len(devices))
+            hosts = len({device.process_index for device in devices})
+            devices = target_devices(devices[0].hardware.name, len(devices) // hosts, hosts)
         except RuntimeError as error:  # there is no compiler for them, and how to get it
             raise RequestError(str(error)) from error
     found = {}
@@ -131,9 +132,10 @@ def advise(run: Run) -> Advice:
     return Advice(run.workload, plan, [] if plan.fits else [text for text, _ in remedies(run, plan)])
 
 
-def head(name: str, config: ModelConfig, dtype: str, count: int, rates: Hardware) -> str:
+def head(name: str, config: ModelConfig, dtype: str, devices: list[Any], rates: Hardware) -> str:
     """The model and the devices, in a line."""
-    size = jnp.dtype(dtype).itemsize
+    size, hosts = jnp.dtype(dtype).itemsize, len({device.process_index for device in devices})
+    count = f"{hosts} hosts of {len(devices) // hosts}" if hosts > 1 else str(len(devices))
     return (
         f"{name}: {config.num_params / 1e9:.2f} B parameters in {dtype}, {config.kv_bytes_per_token(size) / 1024:.0f} KiB of "
         f"cache a token; {count} x {rates.name} of {rates.memory / GIB:.1f} GiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -12,8 +13,10 @@ from jaxllm.config import Layer, ModelConfig
 from jaxllm.decoder.cache_spec import cache_specs
 from jaxllm.decoder.moe import products
 from jaxllm.decoder.tree_attention import TILE
-from sharding.hardware import Hardware
+from sharding.hardware import NETWORK, Hardware
 from sharding.layout import Layout
+
+Axis = Literal["data", "model"]
 
 MAX_MFU = 0.8  # of the published FLOPs, by large products: 790 of 989 TFLOP/s of bfloat16, measured on an H200
 MATRICES = 4  # of a layer: a gather each
@@ -147,7 +150,7 @@ class _Step:
 
     def _gathers(self, looped: bool) -> float:
         """Seconds of a step's all-gathers. In decode's loop XLA for CPUs gathers no table: it has done so before."""
-        config, data = self.config, self.layout.data
+        config = self.config
         if not self.layout.gathers:
             return 0.0
         tables = config.num_tables * config.vocab_size * config.table_size
@@ -155,12 +158,24 @@ class _Step:
             tables = 0
         moved = (config.num_layers * config.layer_params + tables) * self.size / self.layout.model
         rate = self.hardware.gather_rate or self.hardware.link
-        return moved * (data - 1) / data / rate + MATRICES * config.num_layers * self.hardware.hop
+        return self._exchange("data", moved, rate) + MATRICES * config.num_layers * self._hop("data")
 
     def _reduces(self, tokens: int) -> float:
         """Seconds of a step's all-reduces: two a layer, and the embedding's."""
-        config, model, hardware = self.config, self.layout.model, self.hardware
-        if model == 1:
+        config = self.config
+        if self.layout.model == 1:
             return 0.0
-        moved = 2 * (model - 1) / model * tokens * config.hidden_size * self.size
-        return (2 * config.num_layers + 1) * (hardware.hop + moved / hardware.link)
+        moved = 2 * tokens * config.hidden_size * self.size
+        return (2 * config.num_layers + 1) * (self._hop("model") + self._exchange("model", moved, self.hardware.link))
+
+    def _exchange(self, axis: Axis, nbytes: float, rate: float) -> float:
+        """Seconds in which devices along an axis get the others' shares of an array: those of other hosts over the network, each
+        device from its own counterparts, and then those of its host.
+        """
+        size = self.layout.data if axis == "data" else self.layout.model
+        hosts = self.layout.hosts(axis)
+        network = self.hardware.network or rate
+        return nbytes * ((size - hosts) / size / rate + (hosts - 1) / size / network)
+
+    def _hop(self, axis: Axis) -> float:
+        return self.hardware.hop + (NETWORK if self.layout.hosts(axis) > 1 and self.hardware.network else 0)

@@ -37,8 +37,8 @@ def target_kinds() -> list[str]:
     return sorted(name.removesuffix(".txtpb") for name in names if name.endswith(".txtpb"))
 
 
-def target_devices(kind: str, count: int) -> list[jax.Device]:
-    """`count` devices of one machine, described and not there. The process's own devices stay what they are.
+def target_devices(kind: str, count: int, hosts: int = 1) -> list[jax.Device]:
+    """`count` devices of each host, described and not there. The process's own devices stay what they are.
 
     Raises ValueError for an unknown kind, however spelt, one that there is no description of, or a count that cannot be, and
     RuntimeError where the compiler is missing, or is of another version than jaxlib.
@@ -47,12 +47,12 @@ def target_devices(kind: str, count: int) -> list[jax.Device]:
     if count < 1:
         raise ValueError(f"count is the number of devices to compile for, at least 1, not {count}")
     if known.platform == "tpu":
-        return _tpus(known.name.removeprefix("TPU-"), count)
+        return _tpus(known.name.removeprefix("TPU-"), count * hosts)
     if known.name.lower() not in target_kinds():
         raise ValueError(f"no description of {known.name} to compile for; there are {', '.join(target_kinds())}, and TPUs")
     cuda = _plugin()
     config = resources.files(__name__).joinpath(f"{known.name.lower()}.txtpb").read_text()
-    options: dict[str, Any] = {"platform": "cuda", "topology": f"1x1x{count}", "target_config": config}
+    options: dict[str, Any] = {"platform": "cuda", "topology": f"1x{hosts}x{count}", "target_config": config}
     with _no_gpu_needed():
         try:
             return list(topologies.get_topology_desc(**options).devices)

@@ -37,9 +37,22 @@ def test_a_target_is_a_count_and_a_name(target: str, count: int, name: str) -> N
     assert hardware(devices[0]) is devices[0].hardware
 
 
+def test_a_target_may_be_hosts() -> None:
+    devices = absent_devices("2x8xH100")
+    assert [device.process_index for device in devices] == [0] * 8 + [1] * 8 and len(set(devices)) == 16
+    assert [device.process_index for device in absent_devices("3 x RTX 4090")] == [0] * 3
+    layout = make_layout("gathered-2x8", devices, 64)
+    assert (layout.hosts("data"), layout.hosts("model")) == (2, 1)
+    layout = make_layout("tensor", devices, 64)
+    assert (layout.hosts("data"), layout.hosts("model")) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
+        ("0x8xH100", "name a count from 1 to 64 and a device, such as 4xH100, or hosts of so many, such as 2x8xH100"),
+        ("65x8xH100", "name a count from 1 to 64"),
+        ("2x2x2xH100", "name a count from 1 to 64"),
         ("4xH1000", r"unknown hardware 'H1000'; there are V100-32GB, .*H100.* TPU-v6e"),
         ("4xTPU", "unknown hardware 'TPU'"),
         ("0xH100", "name a count from 1 to 64 and a device, such as 4xH100"),

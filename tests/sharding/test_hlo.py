@@ -329,3 +329,28 @@ def test_what_hides_a_collective_is_between_its_start_and_its_end() -> None:
     assert [o.moved for o in overlaps] == [0, 5 * 256 + 64, 0]
     assert {o.collective.nbytes for o in overlaps} == {256}
     assert analyse(SCHEDULED).overlaps("all-reduce") == []
+
+
+@pytest.mark.parametrize(
+    ("said", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
+        ("mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("{}", ()),
+    ],
+)
+def test_who_exchanges_is_read_in_every_form(said: str, groups: tuple[tuple[int, ...], ...]) -> None:
+    text = f"""HloModule m
+
+ENTRY %main (x: f32[4]) -> f32[4] {{
+  %x = f32[4]{{0}} parameter(0)
+  ROOT %sum = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={said}, use_global_device_ids=true, to_apply=%add
+}}
+"""
+    [found] = analyse(text).collectives
+    assert found.groups == groups
+    assert found.crosses(2) == (groups not in (((0, 1), (2, 3)),))
