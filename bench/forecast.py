@@ -75,7 +75,7 @@ def scoring(subject: Subject, rates: Hardware, args: argparse.Namespace) -> dict
     """Seconds of a full scoring step, predicted and measured: questions of 60 tokens with four endings of 24."""
     config, layout, engine = subject.config, subject.plan.layout, subject.engine
     tokens = choices(layout.platform).scoring_row
-    scorer = Scorer(engine.steps, lambda: engine.params, tokens)
+    scorer = Scorer(engine.steps, lambda: engine.runner.params, tokens)
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(layout.data * tokens // (60 + 4 * 23)):
@@ -107,8 +107,8 @@ def sizes(subject: Subject) -> list[dict[str, Any]]:
     generating = (programs.prefill(engine.steps, PROMPT, pool), programs.decode(engine.steps, rows, pool))
     scoring = programs.score(engine.steps, tokens, 0 if layout.platform == "cpu" else WIDTH)
     pairs = {
-        "weights": (weight_bytes(config, layout, dtype), held(engine.params)),
-        "cache": (pool.nbytes(layout, engine.steps.cache_specs), held([x for layer in engine.cache for x in layer])),
+        "weights": (weight_bytes(config, layout, dtype), held(engine.runner.params)),
+        "cache": (pool.nbytes(layout, engine.steps.cache_specs), held([x for layer in engine.runner.cache for x in layer])),
         "temporaries, generating": (
             step_bytes(config, layout, dtype, rows, pool.max_model_len),
             max(one.temp_bytes() for one in generating),

@@ -114,7 +114,7 @@ def scorer_of(subject: Subject | None) -> Scorer:
     """A scorer with the steps and weights of the subject's engine."""
     assert subject is not None
     engine = subject.engine
-    return Scorer(engine.steps, lambda: engine.params, choices(engine.layout.platform).scoring_row)
+    return Scorer(engine.steps, lambda: engine.runner.params, choices(engine.layout.platform).scoring_row)
 
 
 def encode(questions: list[Question], tokenizer: Any, config: ModelConfig) -> tuple[list[tuple[str, str]], list[Pair], list[str]]:

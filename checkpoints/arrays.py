@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from checkpoints.checkpoint import Checkpoint
@@ -24,33 +25,40 @@ Bounds = list[tuple[int, int]]  # [first, last) in each dimension
 
 def of_arrays(checkpoint: Checkpoint, arrays: Sequence[jax.Array], layout: Layout, dtype: str) -> Checkpoint:
     """The checkpoint with weights as `load` has made them, arrays in its order, instead of its own."""
-    source = ArraySource(checkpoint.path, leaves(checkpoint.config, layout, dtype), arrays)
+    declared = leaves(checkpoint.config, layout, dtype)
+    source = ArraySource(checkpoint.path, declared, arrays, np.dtype(jnp.dtype(dtype)))
     return checkpoint.with_weights(source, checkpoint.rules.of_parameters())
 
 
 class ArraySource(Source):
-    """Reads boxes of them to the host, and no more than the box. Every device must be this process's own."""
+    """Reads boxes of them to the host, and no more than the box.
 
-    def __init__(self, where: Path, declared: Sequence[Leaf], arrays: Sequence[jax.Array]):
+    `arrays`: each is asked for when it is read, and must then be whole on this process's devices.
+    """
+
+    def __init__(self, where: Path, declared: Sequence[Leaf], arrays: Sequence[jax.Array], dtype: np.dtype):
         super().__init__(where)
         self.version = uuid.uuid4().hex
-        self._arrays: dict[str, tuple[Leaf, Parameter, jax.Array]] = {}
-        for leaf, array in zip(declared, arrays, strict=True):
-            assert array.is_fully_addressable and array.shape == leaf.shape, leaf.parts[0].path
+        self._leaves, self._arrays, self._dtype = declared, arrays, dtype
+        self._places: dict[str, tuple[int, Parameter]] = {}
+        for i, leaf in enumerate(declared):
             for part in leaf.parts:
-                self._arrays[part.path] = leaf, part, array
-                shape, dtype = part.source_shape, np.dtype(array.dtype)
+                self._places[part.path] = i, part
+                shape = part.source_shape
                 self.tensors[part.path] = TensorInfo(shape, NAMES[dtype.name], math.prod(shape) * dtype.itemsize)
 
     def _box(self, name: str, slices: tuple[slice, ...]) -> tuple[np.ndarray, int]:
         """The box in its own dtype."""
-        leaf, parameter, array = self._arrays[name]
+        i, parameter = self._places[name]
+        leaf = self._leaves[i]
         places = [
             np.arange(size)[part] if index is None else _first_places(index)[part]
             for size, index, part in zip(parameter.shape, parameter.indices, slices, strict=True)
         ]
         if not all(map(len, places)):
-            return empty(tuple(map(len, places)), np.dtype(array.dtype)), 0
+            return empty(tuple(map(len, places)), self._dtype), 0
+        array = self._arrays[i]
+        assert array.is_fully_addressable or array.is_fully_replicated, name
         *before, columns = places
         # A device's share at a time: others' columns lie between.
         shares = np.split(columns, np.flatnonzero(np.diff(columns // (parameter.shape[-1] // leaf.shares))) + 1)

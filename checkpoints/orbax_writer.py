@@ -46,8 +46,12 @@ class OrbaxArrays(Target):
                 at = at.setdefault(parent, {})
             at[last] = _Empty(entry)
         registry = type_handlers.create_type_handler_registry((_Empty, _Maker()), (jax.Array, type_handlers.ArrayHandler()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=True)
-        with _no_warnings(), ocp.Checkpointer(handler) as checkpointer:
+        # Of several processes this one writes, and waits for none.
+        this = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(this, {this}, "jaxllm") if jax.process_count() > 1 else None
+        how: dict[str, Any] = {} if alone is None else {"multiprocessing_options": alone}
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=True, **how)
+        with _no_warnings(), ocp.Checkpointer(handler, **how) as checkpointer:
             checkpointer.save((folder / ORBAX).resolve(), tree)
 
     def is_whole(self, folder: Path, name: str) -> bool:

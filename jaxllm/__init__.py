@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from jaxllm.llm import LLM
+    from jaxllm.processes.distributed import Distributed
     from jaxllm.requests.outputs import CompletionOutput, Logprob, RequestError, RequestOutput
     from jaxllm.requests.prompts import TextPrompt, TokensPrompt
     from jaxllm.requests.sampling_params import SamplingParams
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "Distributed",
     "Logprob",
     "RequestError",
     "RequestOutput",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "LLM": "jaxllm.llm",
+    "Distributed": "jaxllm.processes.distributed",
     "SamplingParams": "jaxllm.requests.sampling_params",
     "StructuredOutputsParams": "jaxllm.requests.structured_outputs",
     "TextPrompt": "jaxllm.requests.prompts",

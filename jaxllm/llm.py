@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from jaxllm.config import ModelConfig
 from jaxllm.execution.compile_cache import use_compilation_cache
 from jaxllm.execution.compile_counter import COUNTER
 from jaxllm.execution.pooling import Pooled
+from jaxllm.execution.runner import Tell, to_nobody
 from jaxllm.execution.sampling import LOGPROBS_MODES
 from jaxllm.execution.steps import Steps
 from jaxllm.generation.engine import Engine
@@ -38,6 +39,9 @@ from jaxllm.generation.scheduler import Statistics
 from jaxllm.planning.plan import Run, default_dtype
 from jaxllm.planning.remedies import plan_or_refuse
 from jaxllm.platforms import choices
+from jaxllm.processes.distributed import Distributed
+from jaxllm.processes.following import WholeArrays, digest, follow, least_memory, teller
+from jaxllm.processes.group import join
 from jaxllm.requests import checks
 from jaxllm.requests.arguments import Bar, ManyParams, dtype_name, params_for_each, progress_bar, show_progress
 from jaxllm.requests.chat_template import encode_chat
@@ -98,6 +102,8 @@ class LLM:
         temperature and the filters too, "processed_logprobs", "processed_logits"; a token that cannot be drawn has -inf there.
       workload: what layout="auto" is to suit, the fastest of those that fit: "generate" or "score" (`jaxllm.planning.plan`).
       wait: until the weights are loaded; without it the first use does.
+      distributed: this process is one of several that run the model together: each makes its LLM with the same arguments, and
+        those that are not process 0 then `follow` it.
 
     Any number of threads may use it: their requests run together. Neither a forked process nor a pickle can take it along.
 
@@ -125,6 +131,7 @@ class LLM:
         workload: Literal["generate", "score"] = "generate",
         progress: Progress | None = None,
         wait: bool = True,
+        distributed: Distributed | None = None,
         **unknown: Any,
     ):
         started = time.perf_counter()
@@ -150,37 +157,46 @@ class LLM:
         self.logprobs_mode = LOGPROBS_MODES[logprobs_mode]
         progress = progress or Progress()
         use_compilation_cache(compiled_dir())
-        if isinstance(model, Checkpoint):
-            if revision is not None or hf_overrides is not None:
-                raise ValueError("revision and hf_overrides are of a model that is yet to be opened: leave them out")
-            self.checkpoint = model
-        else:
-            self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
-        self.config: ModelConfig = self.checkpoint.config
-        picked = pick_devices(devices)
-        name = dtype_name(dtype) or default_dtype(self.config, picked)
-        self.plan = plan_or_refuse(Run(self.config, picked, name, layout, max_model_len, max_num_seqs, workload))
-        self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
-        # Scoring needs no cache that could limit it; but the keys of one step are rotated alike.
-        self.max_score_len = min(max_model_len or self.config.max_position, self.config.short_context or self.config.max_position)
-        self.generation_defaults = from_generation_config(
-            self.checkpoint.generation_defaults if generation_config == "auto" else {}
-        )
-        self._said_defaults = False
-        self._progress = progress
-        self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
-        self._engine: Engine | None = None
-        self._loop = EngineLoop(lambda: self.engine, self._check_process)
-        self._process = os.getpid()
-        self._request_maker = RequestMaker(self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed)
-        self._params: Future[list[jax.Array]] = Future()
-        self._steps: Future[Steps] = Future()
-        threading.Thread(target=self._make_steps, daemon=True).start()  # beside the weights
-        if wait:
-            self._load(started)
-            self._params.result()
-        else:
-            threading.Thread(target=self._load, args=(started,), daemon=True).start()
+        self.group = None if distributed is None else join(distributed)
+        with nullcontext() if self.group is None else self.group.failing():
+            if isinstance(model, Checkpoint):
+                if revision is not None or hf_overrides is not None:
+                    raise ValueError("revision and hf_overrides are of a model that is yet to be opened: leave them out")
+                self.checkpoint = model
+            else:
+                self.checkpoint = open_checkpoint(resolve(model, progress.say, revision=revision), hf_overrides)
+            self.config: ModelConfig = self.checkpoint.config
+            picked = pick_devices(devices)
+            name = dtype_name(dtype) or default_dtype(self.config, picked)
+            memory = None if self.group is None else least_memory(self.group)
+            self.plan = plan_or_refuse(Run(self.config, picked, name, layout, max_model_len, max_num_seqs, workload, memory))
+            if self.group is not None:
+                self.group.agree(self._described())
+            self.tokenizer = self.checkpoint.tokenizer() if tokenizer is None else _tokenizer_of(tokenizer, progress.say)
+            # Scoring needs no cache that could limit it; but the keys of one step are rotated alike.
+            self.max_score_len = min(
+                max_model_len or self.config.max_position, self.config.short_context or self.config.max_position
+            )
+            self.generation_defaults = from_generation_config(
+                self.checkpoint.generation_defaults if generation_config == "auto" else {}
+            )
+            self._said_defaults = False
+            self._progress = progress
+            self._lock = threading.RLock()  # of what is made at its first use, and of numbering and encoding requests
+            self._engine: Engine | None = None
+            self._loop = EngineLoop(lambda: self.engine, self._check_process)
+            self._process = os.getpid()
+            self._request_maker = RequestMaker(
+                self.checkpoint.path, self.config, self.plan.max_model_len, self.tokenizer, self.seed
+            )
+            self._params: Future[list[jax.Array]] = Future()
+            self._steps: Future[Steps] = Future()
+            threading.Thread(target=self._make_steps, daemon=True).start()  # beside the weights
+            if wait:
+                self._load(started)
+                self._params.result()
+            else:
+                threading.Thread(target=self._load, args=(started,), daemon=True).start()
 
     def _load(self, started: float) -> None:
         try:
@@ -219,6 +235,7 @@ class LLM:
                     enable_prefix_caching=self._enable_prefix_caching,
                     batch_invariant=self.batch_invariant,
                     on_program=self._on_program,
+                    tell=self._tell("engine"),
                 )
             return self._engine
 
@@ -229,16 +246,56 @@ class LLM:
     @cached_property
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        return Scorer(self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row)
+        return Scorer(*self._for_rows, self._tell("scorer"))
 
     @cached_property
     def embedder(self) -> Embedder:
         """What embeds and classifies token ids."""
-        return Embedder(self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row)
+        return Embedder(*self._for_rows, self._tell("embedder"))
+
+    @property
+    def _for_rows(self) -> tuple[Steps, Callable[[], list[jax.Array]], int]:
+        return self._steps.result(), lambda: self._params.result(), choices(self.plan.layout.platform).scoring_row
 
     @cached_property
     def _placement(self) -> Placement:
         return Placement(self.checkpoint.family, self.config, self.plan.layout, self.plan.dtype)
+
+    # Several processes
+
+    def follow(self) -> None:
+        """Take part in all that process 0 does, until it ends.
+
+        Raises RequestError in process 0, and where there is no other.
+        """
+        if self.group is None or self.group.leads:
+            raise RequestError("this process follows none: call follow() in the others of `distributed`")
+        owners = {"engine": lambda: self.engine.runner, "scorer": lambda: self.scorer, "embedder": lambda: self.embedder}
+        with self.group.failing():
+            self._params.result()
+            follow(self.group, owners)
+
+    def abandon(self, error: BaseException) -> None:
+        """Tell all who wait for an answer that none will come: for where a step will not end, another process being gone."""
+        self._loop.abandon(error)
+
+    def _described(self) -> dict[str, Any]:
+        """What all processes must have alike."""
+        tensors = [(name, info.shape, info.dtype) for name, info in sorted(self.checkpoint.source.tensors.items())]
+        plan = self.plan
+        return {
+            "model": digest(self.config, tensors),
+            "layout": f"{plan.layout.name} over {plan.layout.mesh.size} devices",
+            "dtype": plan.dtype,
+            "max_model_len": plan.max_model_len,
+            "max_num_seqs": plan.max_num_seqs,
+            "memory": str(plan.pool.pages),
+            "batch_invariant": self.batch_invariant,
+            "logprobs_mode": str(self.logprobs_mode),
+        }
+
+    def _tell(self, owner: str) -> Tell:
+        return to_nobody if self.group is None or not self.group.leads else teller(self.group, owner)
 
     # Weights in memory
 
@@ -267,6 +324,8 @@ class LLM:
 
         Raises CheckpointError for a tree that has not this model's weights; nothing is changed then.
         """
+        if self.group is not None:
+            raise RequestError("several processes run this model: update_weights is for a single one; make a new LLM in each")
         found = self._placement.match(TreeSource(tree))
         self._params.result()
 
@@ -467,7 +526,10 @@ class LLM:
 
         Raises CheckpointError.
         """
-        live = of_arrays(self.checkpoint, self._params.result(), self.plan.layout, self.plan.dtype)
+        arrays: Sequence[jax.Array] = self._params.result()
+        if self.group is not None:
+            arrays = WholeArrays(len(arrays), lambda i: self._loop.run(lambda: self.engine.runner.whole(i)))
+        live = of_arrays(self.checkpoint, arrays, self.plan.layout, self.plan.dtype)
         convert(prepare(live, Path(folder), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes), force=force)
 
     def run_packing(self, packing: Packing) -> Generator[tuple[int, Score]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 MOST_VIRTUAL = 512  # each has threads of its own: jax starts so many in a second, and 100,000 of them never
 
@@ -51,8 +52,12 @@ def pick_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
-    """Host arrays -> arrays on the devices; `shardings` is one for all, or a tree of them."""
-    return jax.device_put(tree, shardings)
+    """Host arrays -> arrays on the devices, of all processes, which have the same; `shardings`: a tree of them."""
+    first = next(iter(jax.tree.leaves(shardings)), None)
+    if first is None or first.is_fully_addressable:
+        return jax.device_put(tree, shardings)
+    # Asked to, jax would compare the processes' arrays first, a collective for each.
+    return jax.tree.map(lambda x, to: jax.make_array_from_callback(np.shape(x), to, np.asarray(x).__getitem__), tree, shardings)
 
 
 def to_host(tree: Any) -> Any:
@@ -61,9 +66,9 @@ def to_host(tree: Any) -> Any:
 
 
 def device_memory(device: jax.Device) -> int | None:
-    """Bytes of memory a device can give to arrays; virtual CPU devices share the host's. None where nothing tells."""
+    """Bytes of memory a device of this process can give to arrays; virtual CPU devices share the host's. None: nothing tells."""
     if device.platform == "cpu":
-        return _available_host_memory() // max(len(jax.devices("cpu")), 1)
+        return _available_host_memory() // max(len(jax.local_devices(backend="cpu")), 1)
     stats = device.memory_stats()
     return None if stats is None or "bytes_limit" not in stats else int(stats["bytes_limit"] - stats["bytes_in_use"])
 

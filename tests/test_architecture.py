@@ -1,6 +1,7 @@
 """Imports go one way, from room to room, and never in a circle.
 
-sharding <- decoder <- execution <- generation | scoring | planning <- llm <- evaluation, integrations, serving, commands, bench.
+sharding <- decoder <- execution <- generation | scoring | planning | processes <- llm <- evaluation, integrations, serving,
+commands, bench.
 At the bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`),
 what platforms want done otherwise (`platforms`). Of `jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the
 source, so an import inside a function counts as one at the top. A rule that names a package holds for all of it; where two rules
@@ -34,13 +35,14 @@ DOOR = (
     "jaxllm.generation",
     "jaxllm.llm",
     "jaxllm.planning",
+    "jaxllm.processes",
     "jaxllm.scoring",
 )
 # What a module may import of this repository; `jaxllm` by itself, in a right-hand side, is the package's own file.
 MAY_IMPORT = {
     "sharding": ("sharding",),
     "checkpoints": ("checkpoints", "jaxllm.config", "jaxllm.decoder", "sharding"),
-    "jaxllm": ("jaxllm.llm", "jaxllm.requests", "sharding"),
+    "jaxllm": ("jaxllm.llm", "jaxllm.processes", "jaxllm.requests", "sharding"),
     "jaxllm.__main__": ("jaxllm.commands",),
     "jaxllm.buckets": ("sharding",),
     "jaxllm.config": ("sharding",),
@@ -50,6 +52,7 @@ MAY_IMPORT = {
     "jaxllm.execution": ("jaxllm.buckets", "jaxllm.config", "jaxllm.decoder", "jaxllm.execution", "jaxllm.platforms", "sharding"),
     "jaxllm.generation": (*DEVICE, "jaxllm.generation"),
     "jaxllm.planning": (*DEVICE, "jaxllm.planning"),
+    "jaxllm.processes": (*DEVICE, "jaxllm.processes"),
     "jaxllm.scoring": (*DEVICE, "jaxllm.scoring"),
     "jaxllm.llm": DOOR,
     "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation", "jaxllm.serving"),

@@ -437,7 +437,7 @@ def test_a_step_that_fails_ends_its_own_requests_alone(llm: LLM, monkeypatch: py
     expected = "".join(llm.stream("abc", text_params(max_tokens=200)))
     stream = llm.stream("abc", text_params(max_tokens=200))
     first = next(stream)
-    of = getattr(llm.engine.programs, step)
+    of = getattr(llm.engine.runner.programs, step)
 
     def failing(*args: Any) -> Any:
         program = of(*args)
@@ -446,10 +446,10 @@ def test_a_step_that_fails_ends_its_own_requests_alone(llm: LLM, monkeypatch: py
             program(*args)
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-        monkeypatch.setattr(llm.engine.programs, step, of)
+        monkeypatch.setattr(llm.engine.runner.programs, step, of)
         return run
 
-    monkeypatch.setattr(llm.engine.programs, step, failing)
+    monkeypatch.setattr(llm.engine.runner.programs, step, failing)
 
     def both() -> None:
         llm.generate(["xyz", "abc"], GREEDY)

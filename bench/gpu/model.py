@@ -52,7 +52,7 @@ def main() -> None:
         with one.report.guarded(f"a prompt of {tokens}"):
             one.generate(1, tokens, 2)
     if args.questions:
-        one.subject.engine.cache = []  # a new one is made when it is needed
+        one.subject.engine.runner.forget()  # a new one is made when it is needed
         with one.report.guarded("scoring"):
             one.score()
 

@@ -36,7 +36,7 @@ def main() -> None:
     prompts = np.random.default_rng(0).integers(5, subject.config.vocab_size, (max(args.rows), PROMPT)).tolist()
     for name in args.only:
         with report.guarded(name):
-            subject.engine.cache = []  # one cache at a time
+            subject.engine.runner.forget()  # one cache at a time
             subject.engine = subject.engine_with(OPTIONS[name])
             for rows in args.rows:
                 run(subject, prompts[:rows], TOKENS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.requests.sampling_params import SamplingParams
@@ -11,6 +12,7 @@ from jaxllm.requests.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from jaxllm.config import ModelConfig
     from jaxllm.llm import LLM
+    from jaxllm.processes.distributed import Distributed
 
 MODEL_HELP = "folder, .gguf file, hub id, or smollm2-135m"
 LAYOUTS = "tensor, replicated, gathered, replicated-AxB, gathered-AxB (A over data, B over model)"
@@ -36,6 +38,11 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--layout", default="auto", help=f"auto, {LAYOUTS}")
     where.add_argument("--devices", type=int, help="how many devices (default: all)")
     where.add_argument("--virtual-devices", type=int, metavar="N", help="split the CPU into N devices")
+    where.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="one of several processes: where process 0 waits for the others, or auto"
+    )
+    where.add_argument("--processes", type=int, metavar="N", help="how many there are (default: as srun, mpirun, torchrun say)")
+    where.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0 (default: likewise)")
     where.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)")
     where.add_argument("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
 
@@ -82,14 +89,17 @@ def sampling_params(args: argparse.Namespace, n: int = 1) -> SamplingParams:
 
 
 def load(args: argparse.Namespace, **options: Any) -> LLM:
-    """The LLM of a command's options, with progress for whoever watches."""
+    """The LLM of a command's options, with progress for whoever watches.
+
+    One of several processes that is not the first takes part in what that does, and goes no further.
+    """
     from jaxllm.llm import LLM, Progress
     from sharding.mesh import virtual_cpu_devices
 
     if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     with args.terminal.watching():
-        return LLM(
+        llm = LLM(
             args.model,
             layout=args.layout,
             devices=args.devices,
@@ -98,7 +108,19 @@ def load(args: argparse.Namespace, **options: Any) -> LLM:
             progress=Progress(args.terminal.say, args.terminal.loaded),
             **given(args, "revision", "hf_overrides", "tokenizer", "max_num_seqs"),
             **options,
+            distributed=place_among(args),
         )
+    if llm.group is not None and not llm.group.leads:
+        llm.follow()
+        sys.exit(0)
+    return llm
+
+
+def place_among(args: argparse.Namespace) -> Distributed | None:
+    """Which of several processes this is; None: there is one."""
+    from jaxllm.processes.distributed import Distributed
+
+    return Distributed.given(args.coordinator, args.processes, args.process_id)
 
 
 def read_config_of(args: argparse.Namespace) -> ModelConfig:

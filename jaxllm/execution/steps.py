@@ -87,7 +87,7 @@ def scoring_options(layout: Layout) -> dict[str, Any]:
 def _attention(config: ModelConfig, layout: Layout, dtype: str) -> str:
     """The form of attention. From 0.11 on jax lowers kernels of Pallas for GPUs that are here, and for no others."""
     form = attention_form(layout.platform, layout.capability, dtype, config.head_dim)
-    absent = jax.__version_info__ >= (0, 11) and layout.mesh.devices.flat[0] not in jax.local_devices(backend=None)
+    absent = jax.__version_info__ >= (0, 11) and not {*layout.mesh.devices.flat} & {*jax.local_devices(backend=None)}
     return PASSES if form == KERNELS and absent else form
 
 
@@ -116,9 +116,11 @@ class Steps:
         jit = partial(jax.jit, static_argnames="top_logprobs", donate_argnames="cache", compiler_options=options)
         # Said, for jax would write the same partition otherwise, and compile what is given it a second time.
         cache = layout.sharding(AXES)
-        self.prefill = jit(self._prefill, out_shardings=(cache, None))
-        self.decode = jit(self._decode, out_shardings=(cache, None, None, layout.sharding(("rows",))))
-        packed = partial(jax.jit, compiler_options=scoring_options(layout) | options)
+        # What the host fetches is whole in each of several processes.
+        whole = layout.sharding(()) if layout.spans_processes else None
+        self.prefill = jit(self._prefill, out_shardings=(cache, whole))
+        self.decode = jit(self._decode, out_shardings=(cache, whole, whole, layout.sharding(("rows",))))
+        packed = partial(jax.jit, compiler_options=scoring_options(layout) | options, out_shardings=whole)
         self.score = packed(self._score, static_argnames="width")
         self.pool = packed(self._pool, static_argnames=("what", "width"))
 

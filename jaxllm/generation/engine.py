@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxllm.buckets import MAX_LOGPROBS, MAX_STEP_TOKENS, PAGE, TILE
-from jaxllm.decoder import kv_cache as kv
 from jaxllm.decoder.cache_spec import Pool
-from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled, batch_shardings
-from jaxllm.execution.program_table import Programs
+from jaxllm.execution.batch import ALL_LOGPROBS, Logprobs, Sampled
+from jaxllm.execution.runner import Runner, Tell, to_nobody
 from jaxllm.execution.step_shapes import StepShapes
 from jaxllm.execution.steps import MAX_STEPS, Steps
 from jaxllm.generation.inputs import Placed, decode_inputs, expected_decode, further_inputs, prefill_inputs
@@ -26,7 +25,7 @@ from jaxllm.generation.pages import PageTable
 from jaxllm.generation.scheduler import Chunk, ScheduledStep, Scheduler
 from jaxllm.generation.sequence import Sequence
 from jaxllm.requests.outputs import Logprob
-from sharding.mesh import to_devices, to_host
+from sharding.mesh import to_host
 
 FEWEST_STEPS = 4  # of a decode call
 CALL_SECONDS = 0.25  # of a decode call, and so about the wait of a request that comes meanwhile
@@ -36,7 +35,7 @@ class InFlight(NamedTuple):
     """A step that was given to the devices, and what they will have made of it.
 
     Attributes:
-      placed: what the step was given, the cache and parameters apart, in a decode call as it stands after it; whose row is which.
+      placed: what the step was given, the cache and parameters apart; whose row is which.
       sampled: of a prefill step [S], or of a decode call [steps, R].
       taken: the steps of a decode call.
       started: when it was given to them, by `time.perf_counter`.
@@ -63,9 +62,10 @@ class Engine:
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
         on_program: Callable[[str], None] = lambda name: None,
+        tell: Tell = to_nobody,
     ):
-        """`on_program` is called with a program's name before its first use, which may compile it."""
-        self.steps, self.params, self.pool = steps, params, pool
+        """`on_program`, `tell`: see `Runner`."""
+        self.steps, self.pool = steps, pool
         self.config, self.layout = steps.config, steps.layout
         rows = -(-max_num_seqs // self.layout.data)
         self.shapes = StepShapes.of(
@@ -80,11 +80,10 @@ class Engine:
         tables = [PageTable(pool.pages, sharing=sharing) for _ in range(self.layout.data)]
         context = self.config.short_context
         self.scheduler = Scheduler(max_num_seqs, tables, self.shapes, context, batch_invariant=batch_invariant)
-        self.cache: kv.Cache = []
         self.flying: deque[InFlight] = deque()
         self.current = ScheduledStep()
         self._seconds_per_step = self._finished_at = self._waited = 0.0
-        self.programs = Programs(steps, pool, on_program)
+        self.runner = Runner(steps, params, pool, on_program, tell)
 
     @property
     def busy(self) -> bool:
@@ -113,10 +112,12 @@ class Engine:
                 self.flying.popleft()
         except BaseException:
             self.flying.clear()
-            self.cache = []
+            self.runner.forget()
             self.scheduler.lose_pages()
             raise
         finally:
+            if not self.flying:
+                self.runner.rest()
             self.scheduler.release_finished()
             statistics = self.scheduler.statistics
             statistics.steps += 1
@@ -126,7 +127,7 @@ class Engine:
         """Go on with other parameters, to which nothing that was computed before is of use but the tokens that came of it."""
         self.flying.clear()  # what it would have said comes of the new ones
         self.scheduler.lose_pages(keep_tokens=True)
-        self.params = params
+        self.runner.params = params
 
     def _fits_behind(self, step: ScheduledStep, before: InFlight) -> bool:
         """Lists of tokens on the device have room for as many as their program reaches, and no more."""
@@ -174,33 +175,28 @@ class Engine:
         """The last chunk of a prompt yields its first token."""
         self._expect_decode()
         placed = prefill_inputs(step.prefill, self.layout, self.shapes, len(self.pool.pages))
-        batch, tokens = self._to_devices(placed.batch), placed.batch[0].tokens.size // self.layout.data
-        program = self.programs.prefill(tokens, batch, _top_logprobs([chunk.sequence for chunk in step.prefill]))
-        self.cache, sampled = program(self.params, self._cache(), *batch)
+        sampled = self.runner.prefill(placed.batch, _top_logprobs([chunk.sequence for chunk in step.prefill]))
         for chunk in step.prefill:
             chunk.sequence.cached += chunk.length
         return InFlight(step, placed, sampled, None, time.perf_counter())
 
     def _start_decode(self, step: ScheduledStep, after: InFlight | None) -> InFlight:
+        top = _top_logprobs(step.decode)
         if after is None:
             placed = decode_inputs(step, self.layout, self.shapes, len(self.pool.pages))
+            sampled, taken = self.runner.decode(placed.batch, top)
         else:
-            placed = after.placed._replace(batch=further_inputs(step, after.placed, self.shapes))
-        batch = self._to_devices(placed.batch)
-        program = self.programs.decode(batch, _top_logprobs(step.decode))
-        self.cache, sampled, taken, rows = program(self.params, self._cache(), batch)
-        return InFlight(step, placed._replace(batch=batch._replace(rows=rows)), sampled, taken, time.perf_counter())
+            batch = further_inputs(step, after.placed, self.shapes)
+            placed = after.placed._replace(batch=batch)
+            sampled, taken = self.runner.decode_on(batch.pages, batch.limit, batch.until_stopped, top)
+        return InFlight(step, placed, sampled, taken, time.perf_counter())
 
     def _expect_decode(self) -> None:
         """Have the program ready, by when they are prefilled, that those who are here will decode with."""
         sequences = [*self.scheduler.running, *self.scheduler.waiting][: self.scheduler.max_num_seqs]
         if any(s.remaining > 1 for s in sequences):
             batch = expected_decode(sequences, self.layout, self.shapes, len(self.pool.pages), MAX_STEPS)
-            self.programs.expect_decode(batch, _top_logprobs(sequences))
-
-    def _cache(self) -> kv.Cache:
-        """The cache, which is made before its first use."""
-        return self.cache or kv.init(self.steps.cache_specs, self.layout, self.pool.pages)
+            self.runner.expect_decode(batch, _top_logprobs(sequences))
 
     def _take(self, sequence: Sequence, sampled: Sampled, at: tuple[int, ...]) -> None:
         """Give a sequence, unless it has ended, the token found at `at`, and the log-probabilities it asked for."""
@@ -208,9 +204,6 @@ class Engine:
             return
         token, wanted = int(sampled.token[at]), sequence.params.logprobs
         self.scheduler.append(sequence, token, None if wanted is None else _choices(sampled.logprobs, at, token, wanted))
-
-    def _to_devices(self, batch: Any) -> Any:
-        return to_devices(batch, batch_shardings(self.layout, batch))
 
 
 def _top_logprobs(sequences: Collection[Sequence]) -> int | None:

@@ -13,9 +13,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxllm.execution.steps import MAX_STEPS
 from jaxllm.generation.engine import Engine
@@ -97,6 +97,7 @@ class EngineLoop:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._iterations = 0
+        self._jobs: set[Future[Any]] = set()
         self._alive = 0.0  # when the thread last began a turn, by `time.monotonic`
         # What follows is the thread's own.
         self._samples: dict[int, tuple[Sample, Submission]] = {}  # those that have not ended
@@ -133,8 +134,12 @@ class EngineLoop:
             except BaseException as error:
                 done.set_exception(error)
 
-        self._post(do)
-        return done.result()
+        self._jobs.add(done)
+        try:
+            self._post(do)
+            return done.result()
+        finally:
+            self._jobs.discard(done)
 
     def iterate(self, results: Generator[T]) -> Generator[T]:
         """The results, each made between two steps, and all on one thread, whose programs run one after another.
@@ -156,6 +161,15 @@ class EngineLoop:
             with self._lock:
                 self._iterations -= 1
                 self._news.notify()
+
+    def abandon(self, error: BaseException) -> None:
+        """Tell all who wait that nothing will come. For where the engine's thread is stuck within a step."""
+        for submission in {id(submission): submission for _, submission in [*self._samples.values()]}.values():
+            submission.error = error
+            submission.tell()
+        for job in [*self._jobs]:
+            with suppress(InvalidStateError):
+                job.set_exception(error)
 
     @property
     def seconds_without_step(self) -> float:

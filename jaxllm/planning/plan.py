@@ -36,6 +36,7 @@ class Run:
 
     Attributes:
       layout: a layout's name, or "auto".
+      memory: bytes of a device; None: the first one tells.
       max_model_len, max_num_seqs: limits of generating; scoring keeps no cache. Whether a run fits is decided by one sequence as
         long as that on each data shard, and by the logits of so many.
 
@@ -49,6 +50,7 @@ class Run:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     workload: Literal["generate", "score"] = "generate"
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -161,7 +163,8 @@ def _sized(run: Run) -> Plan:
 
 def _least(run: Run, layout: Layout, length: int, rows: int) -> Plan:
     """The plan with pages for one sequence of `length` on each data shard."""
-    config, dtype, memory = run.config, run.dtype, device_memory(layout.mesh.devices.flat[0])
+    config, dtype = run.config, run.dtype
+    memory = device_memory(layout.mesh.devices.flat[0]) if run.memory is None else run.memory
     pool = Pool.of(config, length, length, -(-rows // layout.data))
     cache, working = 0, score_bytes(config, layout, dtype)
     if run.workload == "generate":

@@ -14,6 +14,7 @@ from jaxllm.decoder.batch import PackedBatch
 from jaxllm.execution.batch import abstract_batch, batch_shardings, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
 from jaxllm.execution.pooling import Pooled
+from jaxllm.execution.runner import Tell, to_nobody
 from jaxllm.execution.steps import Steps
 from jaxllm.scoring.ahead import fetched
 from jaxllm.scoring.packed import PackedRow, attention_width, in_order, pack_rows
@@ -37,12 +38,14 @@ class Embedder:
     Args:
       params: returns the parameters.
       max_step_tokens: tokens that each data shard takes in a step, at most; a longer sequence has a step of its own length.
+      tell: told of each step.
     """
 
-    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], max_step_tokens: int):
+    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], max_step_tokens: int, tell: Tell = to_nobody):
         self.steps, self.params, self.max_step_tokens = steps, params, max_step_tokens
         self.layout = steps.layout
         self._programs: dict[tuple[Pooled, Shape], Callable[..., jax.Array]] = {}
+        self._tell = tell
 
     def run(self, sequences: Sequence[Sequence[int]], what: Pooled, at: int = -1) -> Generator[tuple[int, np.ndarray]]:
         """(index of a sequence, what is wanted at its token `at`, [D] or [labels] float32), as they come.
@@ -66,8 +69,15 @@ class Embedder:
         for i, one in enumerate(rows):
             one.put(batch, i)
             batch.scored[i, : len(one.row.paths)] = [path[at] for path in one.row.paths]
-        batch = batch._replace(chunks=np.int32(-(-most // CHUNK)))
-        return self._program(what, shape)(params, to_devices(batch, batch_shardings(self.layout, batch)))
+        return self._run(params, what, shape, batch._replace(chunks=np.int32(-(-most // CHUNK))))
+
+    def step(self, what: Pooled, shape: tuple[int, ...], batch: PackedBatch) -> None:
+        """Take part in another process's step."""
+        self._run(self.params(), what, Shape(*shape), batch)
+
+    def _run(self, params: list[jax.Array], what: Pooled, shape: Shape, batch: PackedBatch) -> jax.Array:
+        with self._tell("step", what, shape, batch):
+            return self._program(what, shape)(params, to_devices(batch, batch_shardings(self.layout, batch)))
 
     def _program(self, what: Pooled, shape: Shape) -> Callable[..., jax.Array]:
         if (what, shape) not in self._programs:

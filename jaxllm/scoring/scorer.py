@@ -18,6 +18,7 @@ from jaxllm.buckets import power_of_two
 from jaxllm.decoder.batch import PackedBatch
 from jaxllm.execution.batch import TARGETS, Scored, abstract_batch, batch_shardings, empty_packed_batch
 from jaxllm.execution.loglikelihood import CHUNK
+from jaxllm.execution.runner import Tell, to_nobody
 from jaxllm.execution.steps import Steps
 from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
@@ -57,12 +58,14 @@ class Scorer:
     Args:
       params: returns the parameters when they are first needed; packing and compiling go without.
       max_step_tokens: tokens that each data shard takes in a step, at most; a longer pair has a step of its own length.
+      tell: told of each step.
     """
 
-    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], max_step_tokens: int):
+    def __init__(self, steps: Steps, params: Callable[[], list[jax.Array]], max_step_tokens: int, tell: Tell = to_nobody):
         self.steps, self.params, self.max_step_tokens = steps, params, max_step_tokens
         self.layout = steps.layout
         self._programs: dict[Shape, Callable[..., Scored]] = {}
+        self._tell = tell
 
     def pack(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
         """Pack all pairs into rows of tokens. `names`: the pairs' names in errors."""
@@ -82,7 +85,7 @@ class Scorer:
         Where it is left early, the devices have ended what they were given.
         """
         params = self.params()
-        steps = ((rows, self._program(shape)(params, self._batch(rows, shape))) for rows, shape in self.batches(packing))
+        steps = ((rows, self._step(params, shape, self._batch(rows, shape))) for rows, shape in self.batches(packing))
         with closing(fetched(steps)) as results:
             for rows, scored in results:
                 yield from _scores(packing, rows, scored)
@@ -98,6 +101,14 @@ class Scorer:
         max_scored = power_of_two(max(length, round_up(max(len(one.scored) for one in rows), CHUNK)))
         return Shape(length, max_scored, attention_width(rows, length, self.steps))
 
+    def step(self, shape: tuple[int, ...], batch: PackedBatch) -> None:
+        """Take part in another process's step."""
+        self._step(self.params(), Shape(*shape), batch)
+
+    def _step(self, params: list[jax.Array], shape: Shape, batch: PackedBatch) -> Scored:
+        with self._tell("step", shape, batch):
+            return self._program(shape)(params, to_devices(batch, batch_shardings(self.layout, batch)))
+
     def _program(self, shape: Shape) -> Callable[..., Scored]:
         if shape not in self._programs:
             batch = abstract_batch(self.layout, empty_packed_batch(self.layout, shape.length, shape.max_scored))
@@ -111,7 +122,7 @@ class Scorer:
             one.put(batch, i)
             batch.scored[i, :n], batch.targets[i, :n] = one.scored, one.targets
         chunks = np.int32(max(-(-len(one.scored) // CHUNK) for one in rows))
-        return to_devices(batch._replace(chunks=chunks), batch_shardings(self.layout, batch))
+        return batch._replace(chunks=chunks)
 
 
 @dataclass(frozen=True)

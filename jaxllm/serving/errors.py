@@ -62,6 +62,8 @@ def refused(error: RequestError) -> ApiError:
 
 def failed(error: Exception) -> ApiError:
     """What has ended an answer on its way: a form that cannot be followed is the request's, anything else is ours to mend."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, GrammarError):
         return ApiError(400, str(error), param="structured_outputs")
     return ApiError(500, "the server made a mistake; its log says more")

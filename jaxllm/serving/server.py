@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxllm.serving.protocol import Sampled
 
 STUCK_SECONDS = 300.0  # in which a step ends, the compilation of a large model's programs included
 RETRY_SECONDS = 1
+LAST_WORDS_SECONDS = 2.0  # for answers that say that nothing more will come
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Server:
         self._llm: LLM | None = None
         self.scheduler: Scheduler | None = None
         self.failure: BaseException | None = None
+        self.loss: ApiError | None = None
         self.metrics = Metrics(self)
         self.started = now()
         self.admitted = 0  # samples that have not ended
@@ -71,6 +74,8 @@ class Server:
             llm = self._make()
             self.scheduler = llm.engine.scheduler
             self._llm = llm
+            if llm.group is not None:
+                llm.group.on_loss = self._lost
         except BaseException as error:
             self.failure = error
 
@@ -83,9 +88,18 @@ class Server:
 
         threading.Thread(target=work, name="jaxllm-load", daemon=True).start()
 
+    def _lost(self, sentence: str) -> None:
+        """Another of the model's processes has ended, and this one will: who waits is told why."""
+        self.loss = ApiError(503, sentence)
+        if self._llm is not None:
+            self._llm.abandon(self.loss)
+        time.sleep(LAST_WORDS_SECONDS)
+
     @property
     def llm(self) -> LLM:
         """Raises ApiError while it is loaded, or where that failed."""
+        if self.loss is not None:
+            raise self.loss
         if self.failure is not None:
             raise ApiError(503, f"the model could not be loaded: {self.failure}")
         if self._llm is None:
@@ -163,6 +177,8 @@ class Server:
         """A status and what it stands for."""
         if self.failure is not None:
             return 503, {"status": "failed", "message": str(self.failure)}
+        if self.loss is not None:
+            return 503, {"status": "failed", "message": self.loss.detail}
         if self._llm is None:
             return 503, {"status": "loading"}
         waited = self._llm.seconds_without_step

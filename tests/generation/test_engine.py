@@ -147,7 +147,7 @@ def test_penalties_see_all_tokens_however_far_a_step_reaches(make_engine: Callab
 
 
 def pointers(engine: Engine) -> list[int]:
-    arrays = [array for layer in engine.cache for array in layer]
+    arrays = [array for layer in engine.runner.cache for array in layer]
     return [shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards]
 
 
@@ -157,11 +157,11 @@ def test_the_cache_is_updated_in_place(name: str, devices: int, make_engine: Cal
     engine.scheduler.add(Case([1, 2, 3], KINDS[0], max_tokens=40, seed=0, stop_ids=()).sequence(0))
     engine.step(0)
     for _ in range(2):
-        before, where = list(engine.cache), pointers(engine)
+        before, where = list(engine.runner.cache), pointers(engine)
         engine.step(4, ahead=False)
         assert all(array.is_deleted() for layer in before for array in layer)
         assert pointers(engine) == where
-    before, where = list(engine.cache), pointers(engine)
+    before, where = list(engine.runner.cache), pointers(engine)
     engine.scheduler.cancel(0)
     engine.scheduler.add(Case([4] * 16, KINDS[0], max_tokens=1, seed=0).sequence(1))
     engine.step(0)  # prefills another prompt into the same cache
@@ -187,13 +187,13 @@ def test_a_second_run_compiles_nothing(make_engine: Callable[..., Engine], caplo
     engine = make_engine("tensor", 2, on_program=announced.append)
     few = [Case([i] * n, KINDS[i % 2], 20, seed=i, arrival=i) for i, n in enumerate((3, 270, 9, 12, 15))]
     first = run(engine, few, lambda: 5)
-    programs = len(engine.programs)
+    programs = len(engine.runner.programs)
     assert programs == len(announced) > 3
     with jax.log_compiles(), caplog.at_level("WARNING"):
         second = run(engine, few, lambda: 5)
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(")]
     assert compiled == []
-    assert len(engine.programs) == programs == len(announced)
+    assert len(engine.runner.programs) == programs == len(announced)
     assert [(s.tokens, s.logprobs) for s in first] == [(s.tokens, s.logprobs) for s in second]
 
 
@@ -256,7 +256,7 @@ def test_an_interrupted_step_leaves_no_page_behind(make_engine: Callable[..., En
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.programs, "prefill", interrupted)
+        patched.setattr(engine.runner.programs, "prefill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     engine.scheduler.check_integrity()
@@ -273,7 +273,7 @@ def test_a_lost_cache_is_not_shared_from(make_engine: Callable[..., Engine]) -> 
     lost = case.sequence(0)
     engine.scheduler.add(lost)
     engine.step(0)
-    for array in jax.tree.leaves(engine.cache):
+    for array in jax.tree.leaves(engine.runner.cache):
         array.delete()  # as a step does that fails
     with pytest.raises(RuntimeError, match="deleted"):
         engine.step(4)

@@ -1,0 +1,1 @@
+"""Several processes that run one model: how they meet, what they tell each other, and what becomes of them when one ends."""
