@@ -591,10 +591,16 @@ class LLM:
             _LOG.warning("sampling as the model's generation config says: %s; generation_config='vllm' leaves it out", said)
         return [default] * count
 
-    def make_requests(self, prompts: list[ParsedPrompt], params: list[SamplingParams]) -> list[Request]:
-        """Numbered requests for `submit`. Raises RequestError."""
+    def make_requests(
+        self, prompts: list[ParsedPrompt], params: list[SamplingParams], numbers: Sequence[int] | None = None
+    ) -> list[Request]:
+        """Numbered requests for `submit`; `numbers`, of which those without a seed draw theirs, in place of the next ones.
+
+        Raises RequestError.
+        """
+        given: Sequence[int | None] = [None] * len(prompts) if numbers is None else numbers
         with self._exclusive():
-            return [self._request_maker.make(*pair) for pair in zip(prompts, params, strict=True)]
+            return [self._request_maker.make(*one) for one in zip(prompts, params, given, strict=True)]
 
     # Threads and processes
 

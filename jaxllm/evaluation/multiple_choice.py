@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,10 @@ import numpy as np
 from jaxllm.evaluation.delimiter import delimiter_for
 from jaxllm.evaluation.results import Answer
 from jaxllm.llm import LLM
+from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
 from jaxllm.requests.text_lines import lines_of
-from jaxllm.scoring.scorer import Packing
+from jaxllm.scoring.scorer import Packing, Score
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,12 @@ def _stderr(values: np.ndarray) -> float:
 
 def pack(llm: LLM, questions: Sequence[Question], *, delimiter: str | None, truncate: bool) -> Packing:
     """All questions, packed."""
-    requests = [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
-    return llm.pack(requests, truncate=truncate, names=[q.where for q in questions])
+    return llm.pack(requests(questions, delimiter), truncate=truncate, names=[q.where for q in questions])
+
+
+def requests(questions: Sequence[Question], delimiter: str | None) -> list[tuple[str, list[str]]]:
+    """(query, choices with their delimiter) of each, as `LLM.score` takes them."""
+    return [(q.query, [delimiter_for(q.query, choice, delimiter) + choice for choice in q.choices]) for q in questions]
 
 
 def only(packing: Packing, questions: Sequence[Question], left: Sequence[int]) -> Packing:
@@ -139,15 +144,20 @@ def _starts(questions: Sequence[Question]) -> np.ndarray:
 
 def answers(llm: LLM, packing: Packing, questions: Sequence[Question]) -> Iterator[Answer]:
     """Answers to the questions that are left, as they come."""
+    return gathered(llm.run_packing(packing), packing.pairs, questions)
+
+
+def gathered(scores: Iterable[tuple[int, Score]], pairs: Sequence[Pair], questions: Sequence[Question]) -> Iterator[Answer]:
+    """Answers to the questions whose choices have all been scored, as they come; `scores` name a choice among all `pairs`."""
     starts = _starts(questions)
     logprobs: dict[int, dict[int, float]] = {}
-    for pair, score in llm.run_packing(packing):
+    for pair, score in scores:
         index = int(np.searchsorted(starts, pair, side="right")) - 1
         found = logprobs.setdefault(index, {})
         found[pair - int(starts[index])] = score.logprob
         if len(found) == len(questions[index].choices):
-            pairs = packing.pairs[starts[index] : starts[index + 1]]
-            longest = max(len(context) + len(continuation) for context, continuation in pairs)
+            own = pairs[starts[index] : starts[index + 1]]
+            longest = max(len(context) + len(continuation) for context, continuation in own)
             yield Answer(index, [found[i] for i in range(len(found))], longest)
             del logprobs[index]
 

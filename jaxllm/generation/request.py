@@ -122,8 +122,11 @@ class RequestMaker:
         self._requests = self._sequences = 0
         self._grammar_maker: GrammarMaker | None = None
 
-    def make(self, prompt: ParsedPrompt, params: SamplingParams) -> Request:
-        """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow."""
+    def make(self, prompt: ParsedPrompt, params: SamplingParams, number: int | None = None) -> Request:
+        """Raises RequestError for a prompt that the model cannot take, or params that it cannot follow.
+
+        `number`: of the request; None: the next one.
+        """
         checks.language_model(self.path, self.config.labels)
         ids = self._kept(self._encode(prompt.text or "") if prompt.ids is None else prompt.ids, params)
         self._check(ids, params)
@@ -133,7 +136,8 @@ class RequestMaker:
         _check_that_some_are_allowed(params, stop_ids, bad_words)
         room = self.max_model_len - len(ids)
         grammar = None if params.structured_outputs is None else self._grammars().make(params.structured_outputs)
-        number, self._requests = self._requests, self._requests + 1
+        if number is None:
+            number, self._requests = self._requests, self._requests + 1
         samples = []
         for i in range(params.n):
             seed = self.stream_seed(params, number, i)

@@ -53,7 +53,7 @@ class Embedder:
         Where it is left early, the devices have ended what they were given.
         """
         found, length = pack_rows(sequences, self.layout.data, self.max_step_tokens)
-        rows = in_order([PackedRow(row) for row in found], self.steps)
+        rows = in_order([PackedRow(row) for row in found], self.steps.attention)
         groups = [rows[i : i + self.layout.data] for i in range(0, len(rows), self.layout.data)]
         params = self.params()
         steps = ((group, self._step(params, group, length, what, at)) for group in groups)

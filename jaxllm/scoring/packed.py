@@ -50,9 +50,9 @@ def pack_rows(sequences: Sequence[Sequence[int]], data: int, max_step_tokens: in
     return pack(trie, length, max(length // 2, TILE)), length
 
 
-def in_order(rows: list[R], steps: Steps) -> list[R]:
+def in_order(rows: list[R], attention: str) -> list[R]:
     """The rows as they follow each other: few programs, and neighbours in need of the same one."""
-    return sorted(rows, key=lambda one: one.width) if steps.attention == PASSES else rows
+    return sorted(rows, key=lambda one: one.width) if attention == PASSES else rows
 
 
 def attention_width(rows: Sequence[PackedRow], length: int, steps: Steps) -> int:

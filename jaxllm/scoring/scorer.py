@@ -6,8 +6,9 @@ stays ahead of the devices: a step's results are fetched when the next ones have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,6 +53,22 @@ class Shape(NamedTuple):
     width: int
 
 
+class Cut(NamedTuple):
+    """What decides into which rows pairs are packed: workers of equal ones give the same bits.
+
+    Attributes:
+      data: rows of a step.
+      max_step_tokens: as `Scorer` has it.
+      attention: its form (`jaxllm.platforms`).
+      vocab: size of the vocabulary.
+    """
+
+    data: int
+    max_step_tokens: int
+    attention: str
+    vocab: int
+
+
 class Scorer:
     """Scores continuations with one model's steps.
 
@@ -67,12 +84,14 @@ class Scorer:
         self._programs: dict[Shape, Callable[..., Scored]] = {}
         self._tell = tell
 
+    @property
+    def cut(self) -> Cut:
+        """How it packs."""
+        return Cut(self.layout.data, self.max_step_tokens, self.steps.attention, self.steps.config.vocab_size)
+
     def pack(self, pairs: Sequence[Pair], names: Sequence[str] = ()) -> Packing:
         """Pack all pairs into rows of tokens. `names`: the pairs' names in errors."""
-        sequences = [[*context, *continuation[:-1]] for context, continuation in pairs]
-        rows, length = pack_rows(sequences, self.layout.data, self.max_step_tokens)
-        targets = [RowTargets(pairs, row, self.steps.config.vocab_size) for row in rows]
-        return Packing(pairs, names, in_order(targets, self.steps), length, frozenset(range(len(pairs))))
+        return pack_pairs(pairs, names, self.cut)
 
     def compile(self, packing: Packing) -> None:
         """Compile what `run` will need, ahead of it."""
@@ -92,10 +111,7 @@ class Scorer:
 
     def batches(self, packing: Packing) -> list[tuple[list[RowTargets], Shape]]:
         """(rows, shape of the program) of each step that scores a wanted pair."""
-        data = self.layout.data
-        steps = [packing.rows[at : at + data] for at in range(0, len(packing.rows), data)]
-        wanted = [rows for rows in steps if any(i in packing.wanted for one in rows for i in one.row.members)]
-        return [(rows, self._shape(rows, packing.length)) for rows in wanted]
+        return [(rows, self._shape(rows, packing.length)) for rows in packing.steps(self.layout.data)]
 
     def _shape(self, rows: list[RowTargets], length: int) -> Shape:
         max_scored = power_of_two(max(length, round_up(max(len(one.scored) for one in rows), CHUNK)))
@@ -125,6 +141,14 @@ class Scorer:
         return batch._replace(chunks=chunks)
 
 
+def pack_pairs(pairs: Sequence[Pair], names: Sequence[str], cut: Cut) -> Packing:
+    """Pack all pairs into rows of tokens; no device is needed."""
+    sequences = [[*context, *continuation[:-1]] for context, continuation in pairs]
+    rows, length = pack_rows(sequences, cut.data, cut.max_step_tokens)
+    targets = [RowTargets(pairs, row, cut.vocab) for row in rows]
+    return Packing(pairs, names, in_order(targets, cut.attention), length, frozenset(range(len(pairs))))
+
+
 @dataclass(frozen=True)
 class Packing:
     """Pairs, the rows of `length` tokens that hold them, and those whose scores are wanted, by their index."""
@@ -138,6 +162,23 @@ class Packing:
     def only(self, pairs: Iterable[int]) -> Packing:
         """The same steps, less those that score none of these pairs: those left give the same bits as in the whole run."""
         return replace(self, wanted=frozenset(pairs))
+
+    def steps(self, data: int) -> list[list[RowTargets]]:
+        """The rows of each step, `data` of them, that scores a wanted pair."""
+        steps = [self.rows[at : at + data] for at in range(0, len(self.rows), data)]
+        return [rows for rows in steps if any(i in self.wanted for one in rows for i in one.row.members)]
+
+    def part(self, rows: Sequence[RowTargets]) -> tuple[list[int], Packing]:
+        """Whole steps of it by themselves, to be sent elsewhere: the pairs in them, by their index here, and their packing.
+
+        A pair stands in one row alone, so that parts share none.
+        """
+        pairs = sorted(i for one in rows for i in one.row.members)
+        place = {pair: i for i, pair in enumerate(pairs)}
+        wanted = frozenset(place[pair] for pair in self.wanted & place.keys())
+        names = [self.name(pair) for pair in pairs]
+        rows = [one.renumbered(place) for one in rows]
+        return pairs, Packing([self.pairs[pair] for pair in pairs], names, rows, self.length, wanted)
 
     def name(self, pair: int) -> str:
         """The pair's name in errors."""
@@ -182,6 +223,12 @@ class RowTargets(PackedRow):
         self.targets[place, rank % TARGETS] = target
         cuts = np.cumsum([len(path) for path, _ in parts])[:-1]
         self.found = np.split((place * TARGETS + rank % TARGETS)[inverse], cuts)
+
+    def renumbered(self, place: Mapping[int, int]) -> RowTargets:
+        """The same row, its pairs called by other numbers."""
+        other = copy(self)
+        other.row = replace(self.row, members=[place[pair] for pair in self.row.members])
+        return other
 
 
 def _scores(packing: Packing, rows: list[RowTargets], host: Scored) -> Iterator[tuple[int, Score]]:
