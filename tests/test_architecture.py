@@ -1,7 +1,7 @@
 """Imports go one way, from room to room, and never in a circle.
 
-sharding <- decoder <- execution <- generation | scoring | planning | processes <- llm <- evaluation, integrations, serving,
-commands, bench.
+sharding <- decoder <- execution <- generation | scoring | planning | processes <- llm <- evaluation, serving
+<- integrations <- commands, bench.
 At the bottom, without jax: what users give and get (`requests`), the model as data (`config`), the ladder of shapes (`buckets`),
 what platforms want done otherwise (`platforms`). Of `jaxllm`, `checkpoints` needs the config and the decoder alone. Read from the
 source, so an import inside a function counts as one at the top. A rule that names a package holds for all of it; where two rules
@@ -55,9 +55,10 @@ MAY_IMPORT = {
     "jaxllm.processes": (*DEVICE, "jaxllm.processes"),
     "jaxllm.scoring": (*DEVICE, "jaxllm.scoring"),
     "jaxllm.llm": DOOR,
-    "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation", "jaxllm.serving"),
+    "jaxllm.commands": (*DOOR, "jaxllm.commands", "jaxllm.evaluation", "jaxllm.integrations", "jaxllm.serving"),
     "jaxllm.evaluation": (*GROUND, "jaxllm", "jaxllm.evaluation", "jaxllm.llm", "jaxllm.scoring"),
     "jaxllm.integrations": (*DOOR, "jaxllm.evaluation", "jaxllm.integrations"),
+    "jaxllm.integrations.ray": (*DOOR, "jaxllm.integrations.ray", "jaxllm.serving"),
     "jaxllm.serving": (
         *GROUND,
         "jaxllm",
@@ -79,6 +80,8 @@ ONLY_IN = {
     "lm_eval": ("bench", "jaxllm.integrations"),
     "orbax": ("checkpoints",),
     "prometheus_client": ("jaxllm.serving",),
+    "pyarrow": ("jaxllm.integrations.ray",),
+    "ray": ("jaxllm.integrations.ray",),
     "torch": ("bench.peers", "checkpoints.torch_files"),
     "uvicorn": ("jaxllm.serving",),
     "vllm": ("bench.vllm_peer",),
@@ -98,6 +101,7 @@ WITHOUT_JAX = (
     "jaxllm.planning.presets",
     "jaxllm.platforms",
     "jaxllm.requests",
+    "jaxllm.scoring.partition",
     "jaxllm.scoring.trie",
     "sharding.absent_gpu",
     "sharding.padding",

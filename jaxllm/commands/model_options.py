@@ -99,17 +99,8 @@ def load(args: argparse.Namespace, **options: Any) -> LLM:
     if args.virtual_devices is not None:
         virtual_cpu_devices(args.virtual_devices)
     with args.terminal.watching():
-        llm = LLM(
-            args.model,
-            layout=args.layout,
-            devices=args.devices,
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            progress=Progress(args.terminal.say, args.terminal.loaded),
-            **given(args, "revision", "hf_overrides", "tokenizer", "max_num_seqs"),
-            **options,
-            distributed=place_among(args),
-        )
+        shown = Progress(args.terminal.say, args.terminal.loaded)
+        llm = LLM(args.model, progress=shown, distributed=place_among(args), **options_of(args), **options)
     if llm.group is not None and not llm.group.leads:
         llm.follow()
         sys.exit(0)
@@ -121,6 +112,12 @@ def place_among(args: argparse.Namespace) -> Distributed | None:
     from jaxllm.processes.distributed import Distributed
 
     return Distributed.given(args.coordinator, args.processes, args.process_id)
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `LLM` that a command's options are."""
+    place = {name: getattr(args, name) for name in ("layout", "devices", "dtype", "max_model_len")}
+    return place | given(args, "revision", "hf_overrides", "tokenizer", "max_num_seqs")
 
 
 def read_config_of(args: argparse.Namespace) -> ModelConfig:

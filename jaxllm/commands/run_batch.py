@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, load
+from jaxllm.commands.ray_options import add_ray, check_ray, crew_on_ray, model_of
 from jaxllm.commands.serve import needs_serving
+
+if TYPE_CHECKING:
+    from jaxllm.serving.batch_file import Line
+
+    Answered = Callable[[Line, int, Any], None]
 
 
 def add(commands: Any) -> None:
@@ -25,39 +33,60 @@ def add(commands: Any) -> None:
     add_place(batch)
     batch.add_argument("--max-num-seqs", type=int, help="most sequences at once")
     batch.add_argument("--served-model-name", action="append", help="what requests call the model (default: any name will do)")
+    add_ray(batch)
     batch.set_defaults(run=run_run_batch)
 
 
 @needs_serving
 def run_run_batch(args: argparse.Namespace) -> int:
-    import asyncio
-
     from tqdm import tqdm
 
-    from jaxllm.serving.app import make_app
-    from jaxllm.serving.batch_file import Answers, read_batch, run_batch
-    from jaxllm.serving.server import Server, Settings
+    from jaxllm.serving.batch_file import Answers, read_batch
 
+    if args.ray is not None:
+        check_ray()
     lines = read_batch(args.input_file)
     answers = Answers(args.output_file, lines)
     names = args.served_model_name or list(dict.fromkeys([args.model, *(str(line.body.get("model")) for line in lines)]))
-    server = Server(Settings(names, max_waiting=1 << 30), lambda: load(args))
+    left = [line for line in lines if line.id not in answers.done]
     refused = 0
-    try:
-        if len(answers.done) < len(lines):
-            server.load()
-            if server.failure is not None:
-                raise server.failure
-            at_once = 2 * server.llm.plan.max_num_seqs
-            with tqdm(total=len(lines), initial=len(answers.done), unit="request", disable=not sys.stderr.isatty()) as bar:
+    with (
+        closing(answers),
+        tqdm(total=len(lines), initial=len(answers.done), unit="request", disable=not sys.stderr.isatty()) as bar,
+    ):
 
-                def answered(status: int) -> None:
-                    nonlocal refused
-                    refused += status >= 400
-                    bar.update()
+        def answered(line: Line, status: int, body: Any) -> None:
+            nonlocal refused
+            answers.add(line, status, body)
+            refused += status >= 400
+            bar.update()
 
-                asyncio.run(run_batch(make_app(server), lines, answers, at_once, answered))
-    finally:
-        answers.close()
+        if left:
+            (answer_here if args.ray is None else answer_on_ray)(args, names, left, answered)
     print(f"{len(lines)} requests, {len(answers.done)} of them answered before, {refused} refused: {args.output_file}")
     return 0
+
+
+def answer_here(args: argparse.Namespace, names: list[str], lines: list[Line], answered: Answered) -> None:
+    """Answer lines by a model of this process."""
+    import asyncio
+
+    from jaxllm.serving.app import make_app
+    from jaxllm.serving.batch_file import run_batch
+    from jaxllm.serving.server import Server, Settings
+
+    server = Server(Settings(names, max_waiting=1 << 30), lambda: load(args))
+    server.load()
+    if server.failure is not None:
+        raise server.failure
+    asyncio.run(run_batch(make_app(server), lines, 2 * server.llm.plan.max_num_seqs, answered))
+
+
+def answer_on_ray(args: argparse.Namespace, names: list[str], lines: list[Line], answered: Answered) -> None:
+    """Answer lines by models on a cluster."""
+    from jaxllm.integrations.ray.batch_lines import answer_lines
+    from jaxllm.integrations.ray.workers import BatchWorker
+
+    with crew_on_ray(args, BatchWorker, model_of(args), names) as crew:
+        for answer in answer_lines(crew, lines):
+            answered(*answer)

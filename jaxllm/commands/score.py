@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.commands.model_options import add_model, add_place, add_tokenizer
+from jaxllm.commands.ray_options import add_ray, check_ray
 
 
 def add(commands: Any) -> None:
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     )
     add_tokenizer(score)
     add_place(score)
+    add_ray(score)
     score.set_defaults(run=run_score)
     merge = commands.add_parser(
         "merge", help="join the files of a sharded score", description="Join the files of `jaxllm score --shard` into one run's."
@@ -42,8 +44,11 @@ def add(commands: Any) -> None:
 
 
 def run_score(args: argparse.Namespace) -> int:
-    from jaxllm.commands.score_run import run
-
+    if args.ray is None:
+        from jaxllm.commands.score_run import run
+    else:
+        check_ray()
+        from jaxllm.commands.score_ray import run
     run(args)
     return 0
 

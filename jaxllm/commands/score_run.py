@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from jaxllm.evaluation.multiple_choice import Accuracy, Question, accuracy, answ
 from jaxllm.evaluation.results import Kept, Results
 from jaxllm.evaluation.shards import KEY, Shard
 from jaxllm.llm import LLM
+from jaxllm.requests.encoding import PairEncoder
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.scorer import Packing
 
@@ -50,28 +52,14 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError("--shard needs --output, a file for `jaxllm merge`: name one")
     timeline = Timeline()
     with timeline.phase("read"):
-        path = hellaswag(cache_dir().parent) if args.file == "hellaswag" else Path(args.file)
-        questions = read_questions(path)
-    if args.file == "hellaswag" and args.delimiter is None:
-        args.delimiter = " "  # as lm-eval's task has it, also before endings that begin with a space
+        questions = read(args)
     with timeline.phase("open the model"):
         llm = load(args, workload="score", max_num_seqs=1, wait=False)
-    plan = llm.plan
-    run = {
-        "model": args.model,
-        "questions": digest(questions),
-        "delimiter": args.delimiter,
-        "dtype": plan.dtype,
-        "truncate": args.truncate and llm.max_score_len,
-    }
+    run = identity(args, questions, llm.plan.dtype, llm.max_score_len)
     if shard is not None:
         run[KEY] = shard.run(llm.scorer, questions)
     results = Results(args.output, run)
-    done = {kept.index for kept in results.answers}
-    left = [i for i in range(len(questions)) if i not in done]
-    print(describe_delimiter([(q.query, choice) for q in questions for choice in q.choices], args.delimiter))
-    if done:
-        print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
+    left = say_left(args, questions, results)
     with contextlib.closing(results):
         if left:
             _score(args, llm, timeline, questions, left, shard, results)
@@ -79,6 +67,33 @@ def run(args: argparse.Namespace) -> None:
     print(accuracy(questions, results.answers))
     if args.plot:
         plot(args.plot, timeline, questions, results)
+
+
+def read(args: argparse.Namespace) -> list[Question]:
+    """The questions; those of "hellaswag" have the delimiter of lm-eval's task, also where they begin with a space."""
+    if args.file == "hellaswag" and args.delimiter is None:
+        args.delimiter = " "
+    return read_questions(hellaswag(cache_dir().parent) if args.file == "hellaswag" else Path(args.file))
+
+
+def identity(args: argparse.Namespace, questions: list[Question], dtype: str, max_score_len: int) -> dict[str, Any]:
+    """What tells runs apart."""
+    return {
+        "model": args.model,
+        "questions": digest(questions),
+        "delimiter": args.delimiter,
+        "dtype": dtype,
+        "truncate": args.truncate and max_score_len,
+    }
+
+
+def say_left(args: argparse.Namespace, questions: list[Question], results: Results) -> list[int]:
+    """The questions that have no answer yet, by their index; and what is put before choices, in a line."""
+    done = {kept.index for kept in results.answers}
+    print(describe_delimiter([(q.query, choice) for q in questions for choice in q.choices], args.delimiter))
+    if done:
+        print(f"{len(done)} answers are in {args.output} already", file=sys.stderr)
+    return [i for i in range(len(questions)) if i not in done]
 
 
 def _score(
@@ -97,7 +112,9 @@ def _score(
             own = {*shard.questions(packing, questions, llm.plan.layout.data)}
             left, total = [i for i in left if i in own], len(own)
         packing = only(packing, questions, left)
-    print(describe(packing, llm))
+    layout = llm.plan.layout
+    where = f"layout {layout.name} on {layout.mesh.size} devices, {llm.plan.dtype}"
+    print(describe(packing, llm.pair_encoder, layout.data, where))
     with timeline.phase("compile"):
         llm.scorer.compile(packing)
     with timeline.phase("wait for weights"):
@@ -110,15 +127,13 @@ def _score(
             bar.update()
 
 
-def describe(packing: Packing, llm: LLM) -> str:
-    """A few lines on what is shared, how full the rows are and how many are left."""
-    layout = llm.plan.layout
-    left = sum(len(rows) for rows, _ in llm.scorer.batches(packing))
+def describe(packing: Packing, encoder: PairEncoder, data: int, where: str) -> str:
+    """A few lines on what is shared, how full the rows are and how many are left, in steps of `data` rows."""
+    left = sum(map(len, packing.steps(data)))
     return (
-        f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({llm.pair_encoder})\n"
+        f"{len(packing.pairs)} choices, {packing.unshared:,} tokens, {packing.tokens:,} after sharing ({encoder})\n"
         f"rows: {len(packing.rows)} of {packing.length} tokens, {100 * packing.filled:.1f} % filled"
-        f"{'' if left == len(packing.rows) else f', {left} of them left'}; layout {layout.name} on "
-        f"{layout.mesh.size} devices, {llm.plan.dtype}"
+        f"{'' if left == len(packing.rows) else f', {left} of them left'}; {where}"
     )
 
 

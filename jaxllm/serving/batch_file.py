@@ -91,9 +91,9 @@ class Answers:
         new.replace(path)
         self._file = path.open("a")
 
-    def add(self, line: Line, response: httpx.Response) -> None:
+    def add(self, line: Line, status: int, body: Any) -> None:
         """Write an answer, whole."""
-        said = {"status_code": response.status_code, "request_id": line.id, "body": response.json()}
+        said = {"status_code": status, "request_id": line.id, "body": body}
         self._file.write(_as_line({"id": line.id, "custom_id": line.custom_id, "response": said, "error": None}))
         self._file.flush()
 
@@ -120,16 +120,15 @@ def _as_line(answer: dict[str, Any]) -> str:
     return json.dumps(answer) + "\n"
 
 
-async def run_batch(app: FastAPI, lines: Sequence[Line], answers: Answers, at_once: int, answered: Callable[[int], None]) -> None:
-    """Ask for what is not answered yet, so many at once; `answered` is called with each answer's status."""
-    left = iter([line for line in lines if line.id not in answers.done])
+async def run_batch(app: FastAPI, lines: Sequence[Line], at_once: int, answered: Callable[[Line, int, Any], None]) -> None:
+    """Ask for each, so many at once; `answered` is called with each line, its answer's status and its body."""
+    left = iter(lines)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     async def work(client: httpx.AsyncClient) -> None:
         for line in left:
             response = await client.post(line.url, json=line.body)
-            answers.add(line, response)
-            answered(response.status_code)
+            answered(line, response.status_code, response.json())
 
     client = httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None)
     async with client, asyncio.TaskGroup() as tasks:
