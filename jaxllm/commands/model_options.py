@@ -120,6 +120,12 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return place | given(args, "revision", "hf_overrides", "tokenizer", "max_num_seqs")
 
 
+def let_the_first_go_on(args: argparse.Namespace) -> None:
+    """Any other of several processes takes part in what the first one does, and goes no further."""
+    if (place := place_among(args)) is not None and place.process_id > 0:
+        load(args)
+
+
 def read_config_of(args: argparse.Namespace) -> ModelConfig:
     """The config of the model alone; no weight is read, and none fetched where the hub has a config.json."""
     from checkpoints.checkpoint import read_config

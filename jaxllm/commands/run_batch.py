@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, load
+from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, let_the_first_go_on, load
 from jaxllm.commands.ray_options import add_ray, check_ray, crew_on_ray, model_of
 from jaxllm.commands.serve import needs_serving
 
@@ -45,6 +45,7 @@ def run_run_batch(args: argparse.Namespace) -> int:
 
     if args.ray is not None:
         check_ray()
+    let_the_first_go_on(args)
     lines = read_batch(args.input_file)
     answers = Answers(args.output_file, lines)
     names = args.served_model_name or list(dict.fromkeys([args.model, *(str(line.body.get("model")) for line in lines)]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, load, place_among
+from jaxllm.commands.model_options import add_model, add_place, add_tokenizer, let_the_first_go_on, load
 
 if TYPE_CHECKING:
     from jaxllm.serving.server import Settings
@@ -65,8 +65,7 @@ def needs_serving(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 def run_serve(args: argparse.Namespace) -> int:
     from jaxllm.serving.run import listen, serve
 
-    if (place := place_among(args)) is not None and place.process_id > 0:  # process 0 answers
-        load(args)
+    let_the_first_go_on(args)
     settings = settings_of(args)
     with listen(args.host, args.port, args.uds) as socket:
         where = f"unix:{args.uds}" if args.uds else "http://{}:{}".format(*socket.getsockname()[:2])

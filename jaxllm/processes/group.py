@@ -63,7 +63,7 @@ class Group:
 
     @property
     def on_this_host(self) -> int:
-        """Of process 0's knowledge: how many processes are on the host that has most of them."""
+        """How many processes are on the host that has most of them, as far as this one knows: process 0 knows all."""
         hosts = [socket.gethostname(), *(member.host for member in self.members)]
         return max(map(hosts.count, hosts))
 
