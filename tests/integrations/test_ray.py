@@ -112,6 +112,7 @@ def test_an_interrupted_job_with_a_killed_worker_equals_one_process_to_the_bit(
         generate_dataset(folder, rows, out, sampling_params=SamplingParams(max_tokens=2), **OPTIONS)
 
 
+@pytest.mark.full
 def test_the_command_goes_on_from_one_process_and_writes_the_same_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_the_command_goes_on_from_one_process_and_writes_the_same_file(
     assert "leave --shard and --plot out" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_batch_file_is_answered_as_by_one_process(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = [("/v1/completions", {"prompt": f"{'abc' * (i % 3)}{i}", "max_tokens": 5, "seed": i}) for i in range(8)]
     requests += [("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0})]
@@ -161,6 +163,7 @@ def answers(path: Path) -> dict[str, Any]:
     return {one["custom_id"]: (one["response"]["body"].get("choices"), one["response"]["body"].get("error")) for one in found}
 
 
+@pytest.mark.full
 def test_scores_of_a_dataset_in_parquet(folder: Path, tmp_path: Path) -> None:
     """A row that cannot be scored is told."""
     asked = [{"context": f"a question of {i % 4}, which", "continuations": [" is", f" was {i}"]} for i in range(20)]
@@ -182,6 +185,7 @@ def test_scores_of_a_dataset_in_parquet(folder: Path, tmp_path: Path) -> None:
         score_dataset(folder, asked, tmp_path / "other", context="text")
 
 
+@pytest.mark.full
 def test_map_batches(folder: Path) -> None:
     prompts = [f"prompt {i}" for i in range(5)] + ["too long " * 40]
     params: dict[str, Any] = {"max_tokens": 3, "temperature": 0.0}
@@ -247,6 +251,7 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_others_are_done(tmp_p
     assert log.read_text().split().count("2") == ATTEMPTS
 
 
+@pytest.mark.full
 def test_what_a_task_raises_is_tried_by_another_worker() -> None:
     """What a worker has not caught may have broken its device."""
 
@@ -258,6 +263,7 @@ def test_what_a_task_raises_is_tried_by_another_worker() -> None:
         assert "RuntimeError: INTERNAL" in failed.reason
 
 
+@pytest.mark.full
 def test_workers_that_cannot_start_end_the_job(tmp_path: Path) -> None:
     def refuse() -> None:
         raise RequestError("the model does not fit: give more devices")
@@ -280,6 +286,7 @@ def test_workers_that_cannot_start_end_the_job(tmp_path: Path) -> None:
     assert trace.read_text() == "x" * (FRUITLESS + 1)
 
 
+@pytest.mark.full
 def test_a_worker_that_cannot_start_where_another_could_is_replaced(tmp_path: Path) -> None:
     trace = tmp_path / "starts"
 
