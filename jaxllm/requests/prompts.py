@@ -126,6 +126,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if content is not None:
         parsed["content"] = _content(content, f"{name}['content']")
     if message.get("tool_calls") is not None:
+        parsed["content"] = parsed.get("content") or ""  # templates that know no calls add to it
         calls = checks.items(f"{name}['tool_calls']", message["tool_calls"], "a list of calls")
         parsed["tool_calls"] = [_tool_call(call, f"{name}['tool_calls'][{i}]") for i, call in enumerate(calls)]
     return parsed

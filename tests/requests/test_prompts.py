@@ -95,7 +95,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
          [[{"role": "user", "content": "a\nb"}]]),
         ([{"role": "user", "content": ["a", "b"]}], [[{"role": "user", "content": "a\nb"}]]),
         ([{"role": "assistant", "content": None, "tool_calls": [CALL]}],
-         [[{"role": "assistant", "content": None,
+         [[{"role": "assistant", "content": "",
             "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}]]),
         ([{"role": "tool", "content": "7", "tool_call_id": "a"}], [[{"role": "tool", "content": "7", "tool_call_id": "a"}]]),
     ],
