@@ -28,6 +28,7 @@ async def answer(server: Server, body: Sampled, request: Request, form: Form) ->
     """Answer at once, or in a stream."""
     headers = ignored(body)
     form.return_token_ids, form.return_prompt_logprobs = bool(body.return_token_ids), body.prompt_logprobs is not None
+    form.running_usage = body.wants_running_usage
     if body.stream and form.return_prompt_logprobs:
         raise ApiError(400, "prompt_logprobs do not come in a stream: leave one out", param="prompt_logprobs")
     if body.request_id is not None:

@@ -66,7 +66,7 @@ class Form:
 
     def __init__(self, model: str, requests: list[Request], top: int | None):
         self.model, self.requests, self.top = model, requests, top
-        self.return_token_ids = self.return_prompt_logprobs = False
+        self.return_token_ids = self.return_prompt_logprobs = self.running_usage = False
         self.id = self.prefix + new_id()
         self.created = now()
         self.samples = len(requests[0].samples)
@@ -98,6 +98,10 @@ class Form:
         """What a choice of a chunk has beside its index and its end."""
         raise NotImplementedError
 
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        usage = {"usage": self.usage()} if self.running_usage else {}
+        return event(self.frame(self.chunk_kind) | {"choices": [choice]} | usage)
+
     def reason(self, delta: Delta) -> str | None:
         """Why a sample has ended; asked after its piece was made."""
         return delta.finish_reason
@@ -115,7 +119,7 @@ class Form:
                 choice["stop_reason"] = delta.stop_reason
             if self.return_token_ids:
                 choice["token_ids"] = delta.token_ids
-            yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
+            yield self._chunk(choice)
 
     def end(self, wants_usage: bool) -> Iterator[bytes]:
         """Events after all text."""
@@ -221,7 +225,7 @@ class Chat(Form):
     def first(self) -> Iterator[bytes]:
         for place in range(len(self.requests) * self.samples):
             choice = {"index": place, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            yield event(self.frame(self.chunk_kind) | {"choices": [choice]})
+            yield self._chunk(choice)
 
     def __init__(self, *args: Any, readers: Sequence[MessageReader] = (), **options: Any):
         """`readers`: of each sample, where its text is more than what is said."""

@@ -98,6 +98,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: with every piece
     include_obfuscation: bool = False
 
 
@@ -174,6 +175,10 @@ class Sampled(Body):
     def queued(self, prompt: ParsedPrompt) -> ParsedPrompt:
         """The prompt, with its place among those that wait, and who may share its keys."""
         return prompt._replace(priority=self.priority or 0, cache_salt=self.cache_salt or "")
+
+    @property
+    def wants_running_usage(self) -> bool:
+        return self.stream_options is not None and self.wants_usage and self.stream_options.continuous_usage_stats
 
     @property
     def wants_usage(self) -> bool:

@@ -74,12 +74,14 @@ def test_a_stream_joined_is_the_whole(client: openai.OpenAI, n: int, stop: Any) 
     asked |= {"logit_bias": BIASES, "logprobs": 1}
     whole = client.completions.create(**asked)
     texts, tokens, ends, usage = [""] * 2 * n, [0] * 2 * n, [None] * 2 * n, None
-    for chunk in client.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+    options: dict[str, Any] = {"include_usage": True, "continuous_usage_stats": n == 3}
+    for chunk in client.completions.create(**asked, stream=True, stream_options=options):  # type: ignore[call-overload]
         usage = chunk.usage
         for choice in chunk.choices:
             texts[choice.index] += choice.text
             tokens[choice.index] += len(choice.logprobs.tokens or []) if choice.logprobs else 0
             ends[choice.index] = choice.finish_reason
+        assert usage.completion_tokens == sum(tokens) if n == 3 else usage is None or not chunk.choices
     assert texts == [choice.text for choice in whole.choices]
     assert ends == [choice.finish_reason for choice in whole.choices]
     assert tokens == [len(choice.logprobs.tokens or []) for choice in whole.choices if choice.logprobs]
