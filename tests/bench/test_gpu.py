@@ -19,7 +19,7 @@ from bench.gpu.results import Results
 KEPT = [part.name for part in PARTS if part.name != "llama-30b"]  # the same as the smaller one
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not SHARED.exists(), reason="HellaSwag is not beside this repository")
 def test_a_rehearsal(tmp_path: Path) -> None:
     """Each part ends well and finds something; a second run has nothing left to do."""
