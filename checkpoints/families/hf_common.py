@@ -131,8 +131,8 @@ def decoder_keys(reader: ConfigReader, *, tied: bool = False, bos: int | None = 
 
 def read_labels(reader: ConfigReader) -> int | None:
     """The labels of a classifier, 0 of a model without a head, as `architectures` says; None of any other."""
-    names = reader.optional("architectures", list) or [""]
-    name = names[0] if isinstance(names[0], str) else ""
+    names = reader.raw("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     if name.endswith("ForSequenceClassification"):
         labels = reader.optional("id2label", dict)
         given = [reader.optional(key, int) for key in ("num_labels", "_num_labels")]
