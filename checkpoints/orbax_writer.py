@@ -48,8 +48,9 @@ class OrbaxArrays(Target):
         registry = type_handlers.create_type_handler_registry((_Empty, _Maker()), (jax.Array, type_handlers.ArrayHandler()))
         # Of several processes this one writes, and waits for none.
         this = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(this, {this}, "jaxllm") if jax.process_count() > 1 else None
-        how: dict[str, Any] = {} if alone is None else {"multiprocessing_options": alone}
+        how: dict[str, Any] = {}
+        if jax.process_count() > 1:
+            how["multiprocessing_options"] = ocp.options.MultiprocessingOptions(this, {this}, "jaxllm")
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=True, **how)
         with _no_warnings(), ocp.Checkpointer(handler, **how) as checkpointer:
             checkpointer.save((folder / ORBAX).resolve(), tree)

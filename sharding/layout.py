@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,11 @@ def capability(device: Any) -> float:
         return math.inf
     name = str(device.compute_capability)
     return float(name) if name[:1].isdigit() else math.inf  # AMD's begin with letters
+
+
+def hosts_of(devices: Iterable[Any]) -> int:
+    """Over how many hosts, or processes, devices are spread."""
+    return len({device.process_index for device in devices})
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,11 @@ class Layout:
     @property
     def spans_processes(self) -> bool:
         """Whether the devices are of several processes."""
-        return len({device.process_index for device in self.mesh.devices.flat}) > 1
+        return hosts_of(self.mesh.devices.flat) > 1
 
     def hosts(self, axis: Literal["data", "model"]) -> int:
         """Over how many hosts, or processes, those exchange arrays that differ along an axis alone."""
-        line = self.mesh.devices[0] if axis == "model" else self.mesh.devices[:, 0]
-        return len({device.process_index for device in line})
+        return hosts_of(self.mesh.devices[0] if axis == "model" else self.mesh.devices[:, 0])
 
     @property
     def platform(self) -> str:

@@ -24,7 +24,7 @@ from jaxllm.planning.presets import PRESETS
 from jaxllm.planning.remedies import remedies
 from jaxllm.requests.outputs import RequestError
 from sharding.hardware import Hardware, absent_devices
-from sharding.layout import make_layout
+from sharding.layout import hosts_of, make_layout
 from sharding.mesh import pick_devices, virtual_cpu_devices
 from sharding.targets import target_devices
 
@@ -66,7 +66,7 @@ def compile_steps(
     names = args.layout or dict.fromkeys(one.plan.layout.name for one in advice)
     if args.on != HERE:
         try:
-            hosts = len({device.process_index for device in devices})
+            hosts = hosts_of(devices)
             devices = target_devices(devices[0].hardware.name, len(devices) // hosts, hosts)
         except RuntimeError as error:  # there is no compiler for them, and how to get it
             raise RequestError(str(error)) from error
@@ -134,7 +134,7 @@ def advise(run: Run) -> Advice:
 
 def head(name: str, config: ModelConfig, dtype: str, devices: list[Any], rates: Hardware) -> str:
     """The model and the devices, in a line."""
-    size, hosts = jnp.dtype(dtype).itemsize, len({device.process_index for device in devices})
+    size, hosts = jnp.dtype(dtype).itemsize, hosts_of(devices)
     count = f"{hosts} hosts of {len(devices) // hosts}" if hosts > 1 else str(len(devices))
     return (
         f"{name}: {config.num_params / 1e9:.2f} B parameters in {dtype}, {config.kv_bytes_per_token(size) / 1024:.0f} KiB of "

@@ -67,7 +67,7 @@ def meet(where: Distributed) -> tuple[list[Member], str]:
 def _gather(where: Distributed) -> tuple[list[Member], str]:
     host, port = where.address
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512)
+        listener = _listening(host, port)
     except OSError as error:
         raise DeviceError(
             f"process 0 cannot listen on {where.coordinator} ({error.strerror or error}): give this host's name and a free port"
@@ -131,8 +131,12 @@ def _check(ours: dict[str, Any], theirs: dict[str, Any], member: Member, taken: 
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with _listening(host, 0) as probe:
         return int(probe.getsockname()[1])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512)
 
 
 # The others

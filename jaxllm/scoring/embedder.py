@@ -17,7 +17,7 @@ from jaxllm.execution.pooling import Pooled
 from jaxllm.execution.runner import Tell, to_nobody
 from jaxllm.execution.steps import Steps
 from jaxllm.scoring.ahead import fetched
-from jaxllm.scoring.packed import PackedRow, attention_width, in_order, pack_rows
+from jaxllm.scoring.packed import PackedRow, attention_width, in_order, in_steps, pack_rows
 from sharding.mesh import to_devices
 from sharding.padding import round_up
 
@@ -54,9 +54,8 @@ class Embedder:
         """
         found, length = pack_rows(sequences, self.layout.data, self.max_step_tokens)
         rows = in_order([PackedRow(row) for row in found], self.steps.attention)
-        groups = [rows[i : i + self.layout.data] for i in range(0, len(rows), self.layout.data)]
         params = self.params()
-        steps = ((group, self._step(params, group, length, what, at)) for group in groups)
+        steps = ((group, self._step(params, group, length, what, at)) for group in in_steps(rows, self.layout.data))
         with closing(fetched(steps)) as results:
             for group, vectors in results:
                 for one, of_row in zip(group, vectors, strict=False):

@@ -55,6 +55,11 @@ def in_order(rows: list[R], attention: str) -> list[R]:
     return sorted(rows, key=lambda one: one.width) if attention == PASSES else rows
 
 
+def in_steps(rows: list[R], data: int) -> list[list[R]]:
+    """The rows of each step, one for each of `data` shards."""
+    return [rows[at : at + data] for at in range(0, len(rows), data)]
+
+
 def attention_width(rows: Sequence[PackedRow], length: int, steps: Steps) -> int:
     """Of the program for a step of these rows."""
     return min(round_up(max(one.width for one in rows), 2), length // TILE) if steps.attention == PASSES else 0

@@ -24,7 +24,7 @@ from jaxllm.execution.steps import Steps
 from jaxllm.requests.encoding import Pair
 from jaxllm.requests.outputs import RequestError
 from jaxllm.scoring.ahead import fetched
-from jaxllm.scoring.packed import PackedRow, attention_width, in_order, pack_rows
+from jaxllm.scoring.packed import PackedRow, attention_width, in_order, in_steps, pack_rows
 from jaxllm.scoring.trie import Row
 from sharding.mesh import to_devices
 from sharding.padding import round_up
@@ -165,8 +165,7 @@ class Packing:
 
     def steps(self, data: int) -> list[list[RowTargets]]:
         """The rows of each step, `data` of them, that scores a wanted pair."""
-        steps = [self.rows[at : at + data] for at in range(0, len(self.rows), data)]
-        return [rows for rows in steps if any(i in self.wanted for one in rows for i in one.row.members)]
+        return [rows for rows in in_steps(self.rows, data) if any(i in self.wanted for one in rows for i in one.row.members)]
 
     def part(self, rows: Sequence[RowTargets]) -> tuple[list[int], Packing]:
         """Whole steps of it by themselves, to be sent elsewhere: the pairs in them, by their index here, and their packing.
